@@ -1,0 +1,31 @@
+"""Backward passes written by hand from the chain rule, in JAX, and an oracle that judges them.
+
+contract → ops → layers → combinators → models → testing → inspection → training: each imports only what is before it.
+"""
+
+from manual_backprop import inspection, layers, models, ops, testing
+from manual_backprop.combinators import Objective, Parallel, Recompute, Repeat, Residual, Serial, Tied
+from manual_backprop.contract import InputError, Layer, Op, Stateless, op, value_and_grad
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "InputError",
+    "Layer",
+    "Objective",
+    "Op",
+    "Parallel",
+    "Recompute",
+    "Repeat",
+    "Residual",
+    "Serial",
+    "Stateless",
+    "Tied",
+    "inspection",
+    "layers",
+    "models",
+    "op",
+    "ops",
+    "testing",
+    "value_and_grad",
+]

@@ -1,0 +1,183 @@
+"""The contract: an op is a local derivative, a layer is an op with parameters, an objective is a layer that ends in the cost.
+
+Everything in this library is one of the three sentences of the calculus:
+
+    the chain rule          ∂C/∂w = ∂C/∂a · ∂a/∂z · ∂z/∂w
+    the sum over paths      ∂C/∂a⁽ᴸ⁻¹⁾ₖ = Σⱼ ∂C/∂a⁽ᴸ⁾ⱼ · ∂a⁽ᴸ⁾ⱼ/∂z⁽ᴸ⁾ⱼ · ∂z⁽ᴸ⁾ⱼ/∂a⁽ᴸ⁻¹⁾ₖ
+    the average             ∂C/∂w = 1/N Σₙ ∂Cₙ/∂w
+
+Cotangents bear the name of what they belong to: `dx` is ∂C/∂x, and has the shape and the dtype of x.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+class InputError(ValueError):
+    """An input that does not fit. Its message is one line: who, what it got, what it wants."""
+
+
+@contextmanager
+def inside(place: object) -> Iterator[None]:
+    """Names the place in every InputError that comes out of it: `Serial[1] Dense(16): dense: x has …`."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from None
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error line about an unknown name: the closest known one, and all of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return (f"did you mean {close[0]!r}? " if close else "") + "known: " + (", ".join(known) or "none")
+
+
+# ── Op: arrays in, arrays out ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Op:
+    """A function on arrays with its backward pass, options already bound.
+
+        forward(*args)           -> y, residuals         the (fwd, bwd) convention of jax.custom_vjp
+        backward(residuals, dy)  -> one cotangent per argument, in order; None for an integer argument
+
+    Calling the op applies it to arrays as a `jax.custom_vjp` of the pair: usable in any JAX code, under `jax.grad` too.
+    `residuals` is a NamedTuple; a field that holds an argument bears that argument's name.
+    Two ops of the same constructor with equal options are equal, and hash alike.
+    """
+
+    name: str
+    options: tuple[tuple[str, Any], ...]
+    module: str
+    forward: Callable = dataclasses.field(compare=False)
+    backward: Callable = dataclasses.field(compare=False)
+
+    def __call__(self, *args):
+        return self._custom_vjp(*args)
+
+    @functools.cached_property
+    def _custom_vjp(self):
+        function = jax.custom_vjp(lambda *args: self.forward(*args)[0])
+        function.defvjp(self.forward, self.backward)
+        return function
+
+    @functools.cached_property
+    def arguments(self) -> tuple[str, ...]:
+        """The names of the arguments, in order."""
+        return tuple(inspect.signature(self.forward).parameters)
+
+    def __repr__(self) -> str:
+        return f"{self.name}({', '.join(f'{name}={value!r}' for name, value in self.options)})"
+
+
+def op(rule: Callable[..., tuple[Callable, Callable]]) -> Callable[..., Op]:
+    """Turns `rule(*, options…) -> (forward, backward)` into a constructor of Ops. Options are bound by keyword, once."""
+    signature = inspect.signature(rule)
+
+    @functools.wraps(rule)
+    def constructor(*args, **options) -> Op:
+        if args:
+            raise InputError(f"{rule.__name__}: binds options, by keyword; apply it to arrays as {rule.__name__}()(…)")
+        for name in options.keys() - signature.parameters.keys():
+            raise InputError(f"{rule.__name__}: unknown option {name!r}; {nearest(name, signature.parameters)}")
+        bound = signature.bind(**options)
+        bound.apply_defaults()
+        forward, backward = rule(**bound.arguments)
+        return Op(rule.__name__, tuple(bound.arguments.items()), rule.__module__, forward, backward)
+
+    return constructor
+
+
+# ── Layer: an op, or several, with parameters ────────────────────────────────────────────────────────────────────────
+
+
+class Layer:
+    """A map with parameters, its state, and its backward pass. Subclasses are frozen dataclasses: structure is data.
+
+        init(key, x)                 -> params, state            x: an example or a jax.ShapeDtypeStruct
+        apply(params, state, x)      -> y                        inference: no randomness, no residuals
+        forward(params, state, x, key)  -> y, state, residuals   key: for a layer that draws random numbers, else None
+        backward(params, residuals, dy) -> dparams, dx
+
+    `params` comes back in `backward`, so no layer saves a weight among its residuals.
+    The cost is a layer too: the last one, from (prediction, target) to a scalar.
+    """
+
+    def init(self, key, x):
+        raise NotImplementedError
+
+    def apply(self, params, state, x):
+        raise NotImplementedError
+
+    def forward(self, params, state, x, key=None):
+        raise NotImplementedError
+
+    def backward(self, params, residuals, dy):
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        """`Dense(16, bias=False)`: the required fields, then the options that differ from their defaults."""
+        parts = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            shown = getattr(value, "__name__", None) or repr(value)
+            if field.default is dataclasses.MISSING:
+                parts.append(shown)
+            elif value != field.default:
+                parts.append(f"{field.name}={shown}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+class Stateless(Layer):
+    """A layer without state and randomness, in the short form:
+
+        parameters(key, x)  -> params
+        run(params, x)      -> y, residuals
+        backward(params, residuals, dy) -> dparams, dx
+    """
+
+    def parameters(self, key, x):
+        return {}
+
+    def run(self, params, x):
+        raise NotImplementedError
+
+    def init(self, key, x):
+        return self.parameters(key, x), ()
+
+    def apply(self, params, state, x):
+        return self.run(params, x)[0]
+
+    def forward(self, params, state, x, key=None):
+        y, residuals = self.run(params, x)
+        return y, state, residuals
+
+
+def value_and_grad(objective: Layer) -> Callable:
+    """The cost and its gradient ∇C: `((cost, state), dparams) = value_and_grad(objective)(params, state, batch, key)`.
+
+    objective: a layer from a batch to a scalar, such as `Objective(model, cost)`. The result is shaped as that of
+    `jax.value_and_grad(…, has_aux=True)`; dparams is a pytree shaped like params, to be handed to optax.
+    The backward pass starts with ∂C/∂C = 1.  Raises InputError when the cost is no scalar.
+    """
+
+    def run(params, state, batch, key=None):
+        cost, state, residuals = objective.forward(params, state, batch, key)
+        if jnp.shape(cost) != ():
+            raise InputError(f"value_and_grad: the cost has shape {jnp.shape(cost)}; wants a scalar: end with a cost")
+        dparams, _ = objective.backward(params, residuals, jnp.ones_like(cost))
+        return (cost, state), dparams
+
+    return run

@@ -1,0 +1,71 @@
+"""What the oracle found, for people: one line a leaf."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One property of one leaf, held or not.
+
+    property: "primal", "gradient in float64", "jit", "shape", …   leaf: "y", "dx", "dparams[0]['w']", …
+    max_error and allowed are the largest absolute difference and what it may be; worst is where, with got and expected.
+    detail: what went wrong where there is no number to show.
+    """
+
+    property: str
+    leaf: str
+    ok: bool
+    dtype: str = ""
+    shape: tuple[int, ...] = ()
+    max_error: float = 0.0
+    allowed: float = 0.0
+    wrong: int = 0
+    worst: tuple[int, ...] = ()
+    got: Any = None
+    expected: Any = None
+    detail: str = ""
+
+    def __str__(self) -> str:
+        line = f"{'ok  ' if self.ok else 'FAIL'} {self.leaf:16} {self.property:22}"
+        if self.detail:
+            return f"{line} {self.detail}"
+        line += f" {self.dtype}{list(self.shape)}  error {self.max_error:.1e}, allowed {self.allowed:.1e}"
+        if self.ok:
+            return line
+        count = f"{self.wrong} of {int(np.prod(self.shape))} wrong"
+        return f"{line}; {count}, worst at {list(self.worst)}: got {self.got:.6g}, expected {self.expected:.6g}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """The verdict on one backward pass. True when every finding holds; prints one line a leaf."""
+
+    candidate: str
+    reference: str
+    seed: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(finding.ok for finding in self.findings)
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    @property
+    def failures(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if not finding.ok)
+
+    @property
+    def primal_ok(self) -> bool:
+        return all(finding.ok for finding in self.findings if finding.property.startswith("primal"))
+
+    def __str__(self) -> str:
+        verdict = "ok" if self.ok else f"FAIL, {len(self.failures)} of {len(self.findings)} findings"
+        head = f"{self.candidate} against {self.reference}, seed={self.seed}: {verdict}"
+        return "\n  ".join([head, *map(str, self.findings)])
