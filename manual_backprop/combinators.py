@@ -40,7 +40,7 @@ class _Several(Layer):
     def _at(self, i: int):
         return inside(f"{type(self).__name__}[{i}] {self.layers[i]!r}")
 
-    def _keys(self, key):
+    def keys(self, key):
         return [None] * len(self.layers) if key is None else jax.random.split(key, len(self.layers))
 
 
@@ -68,7 +68,7 @@ class Serial(_Several):
 
     def forward(self, params, state, x, key=None):
         new_state, residuals = [], []
-        for i, (layer, p, s, k) in enumerate(zip(self.layers, params, state, self._keys(key), strict=True)):
+        for i, (layer, p, s, k) in enumerate(zip(self.layers, params, state, self.keys(key), strict=True)):
             with self._at(i):
                 x, s, r = layer.forward(p, s, x, k)
             new_state.append(s)
@@ -108,7 +108,7 @@ class Parallel(_Several):
 
     def forward(self, params, state, x, key=None):
         y, new_state, residuals = [], [], []
-        for i, (layer, p, s, k) in enumerate(zip(self.layers, params, state, self._keys(key), strict=True)):
+        for i, (layer, p, s, k) in enumerate(zip(self.layers, params, state, self.keys(key), strict=True)):
             with self._at(i):
                 out, s, r = layer.forward(p, s, x, k)
             y.append(out)

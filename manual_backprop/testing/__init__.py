@@ -3,8 +3,10 @@
 `jax.vjp` occurs here, as the judge; nowhere else in the library.
 """
 
+from manual_backprop.testing.difference import gradient_difference
 from manual_backprop.testing.oracle import assert_vjp_matches, check_vjp
 from manual_backprop.testing.pair import Pair, as_pair
 from manual_backprop.testing.report import Finding, Report
+from manual_backprop.testing.timing import Program, compare
 
-__all__ = ["Finding", "Pair", "Report", "as_pair", "assert_vjp_matches", "check_vjp"]
+__all__ = ["Finding", "Pair", "Program", "Report", "as_pair", "assert_vjp_matches", "check_vjp", "compare", "gradient_difference"]

@@ -1,0 +1,241 @@
+"""Handwritten digits, read by the documented network: two hidden layers of 16 neurons, gradients written by hand.
+
+    python3 scripts/run.py digits                     (installs what is needed first)
+    python experiments/digits.py --hidden 256 128     (in an installed environment)
+
+At the end our backward pass is held against jax.grad of an independent copy of the network: the largest difference of
+the gradients, the time of a step, and the memory.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import manual_backprop as mb
+from manual_backprop.contract import nearest
+from manual_backprop.layers import Apply
+from manual_backprop.testing import Program, compare, gradient_difference
+from manual_backprop.training import images, pictures, run
+from manual_backprop.training.devices import describe, device
+from manual_backprop.training.loop import NonFinite, Step, train
+from manual_backprop.training.optimizers import optimizer
+from manual_backprop.training.progress import progress
+
+# Each activation by hand, and the same function from jax.nn for the reference.
+ACTIVATIONS = {
+    "sigmoid": (mb.ops.sigmoid(), jax.nn.sigmoid),
+    "tanh": (mb.ops.tanh(), jnp.tanh),
+    "relu": (mb.ops.relu(), jax.nn.relu),
+    "leaky_relu": (mb.ops.leaky_relu(), jax.nn.leaky_relu),
+    "softplus": (mb.ops.softplus(), jax.nn.softplus),
+    "silu": (mb.ops.silu(), jax.nn.silu),
+    "gelu": (mb.ops.gelu(), jax.nn.gelu),
+}
+COSTS = ("squared_error", "softmax_cross_entropy")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a network on handwritten digits with gradients written by hand."""
+
+    hidden: tuple[int, ...] = (16, 16)
+    """Neurons in each hidden layer."""
+    data: str = "digits"
+    """digits (8×8, no download), mnist or fashion-mnist."""
+    data_dir: Path | None = None
+    """Folder with the IDX files; by default they are downloaded and verified."""
+    activation: str = "sigmoid"
+    """sigmoid, tanh, relu, leaky_relu, softplus, silu or gelu."""
+    cost: str = "squared_error"
+    """squared_error (sigmoid outputs against 0 and 1) or softmax_cross_entropy (of logits)."""
+    optimizer: str = "sgd"
+    """Any optimiser of optax by its name."""
+    learning_rate: float = 1.0
+    """The length of a step. 1 suits sgd here; try 0.003 for adam."""
+    batch_size: int = 64
+    """Examples that a step averages over."""
+    steps: int = 8000
+    """Steps of gradient descent."""
+    seed: int = 0
+    """Of the first weights and of the batches."""
+    device: str | None = None
+    """cpu, gpu or tpu; by default JAX chooses."""
+    folder: Path | None = None
+    """Folder for the results, which must not exist; by default runs/digits/<time>."""
+
+
+def network(config: Config, classes: int) -> mb.Objective:
+    """The network and its cost. Under the squared error the outputs are sigmoids: an opinion from 0 to 1 on each digit."""
+    last = mb.ops.sigmoid() if config.cost == "squared_error" else None
+    model = mb.models.mlp(*config.hidden, classes, activation=ACTIVATIONS[config.activation][0], last=last)
+    return mb.Objective(model, Apply(getattr(mb.ops, config.cost)()))
+
+
+def reference(config: Config):
+    """The same cost in plain JAX, for jax.grad: `cost(params, (x, target))`."""
+    f = ACTIVATIONS[config.activation][1]
+
+    def cost(params, batch):
+        a, target = batch
+        *hidden, output = [p for p in params[0] if p]
+        for p in hidden:
+            a = f(a @ p["w"] + p["b"])
+        z = a @ output["w"] + output["b"]
+        if config.cost == "squared_error":
+            return jnp.mean(jnp.sum((jax.nn.sigmoid(z) - target) ** 2, -1))
+        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(z), target[:, None], -1))
+
+    return cost
+
+
+def check(config: Config) -> None:
+    """Raises InputError for a value that no part of the program would catch in time."""
+    if config.activation not in ACTIVATIONS:
+        raise mb.InputError(f"--activation {config.activation!r} is unknown; {nearest(config.activation, ACTIVATIONS)}")
+    if config.cost not in COSTS:
+        raise mb.InputError(f"--cost {config.cost!r} is unknown; {nearest(config.cost, COSTS)}")
+    if config.steps < 1:
+        raise mb.InputError(f"--steps {config.steps} is out of range; wants at least 1")
+    if any(size < 1 for size in config.hidden):
+        raise mb.InputError(f"--hidden {' '.join(map(str, config.hidden))}: every layer wants at least one neuron")
+
+
+def main() -> int:
+    config = tyro.cli(Config, description=Config.__doc__)
+    check(config)
+    with jax.default_device(device(config.device)):
+        return experiment(config, Console(highlight=False, soft_wrap=True))
+
+
+def experiment(config: Config, console: Console) -> int:
+    pixels = images.load(config.data, config.data_dir)
+    objective = network(config, len(pixels.names))
+    step = Step(objective, optimizer(config.optimizer, config.learning_rate), config.batch_size, config.seed)
+    one_hot = config.cost == "squared_error"
+    data, held_out = (
+        (jnp.asarray(x), jax.nn.one_hot(labels, len(pixels.names)) if one_hot else jnp.asarray(labels))
+        for x, labels in ((pixels.train_x, pixels.train_labels), (pixels.test_x, pixels.test_labels))
+    )
+    training = first = jax.jit(step.start)(data)
+
+    used = next(iter(data[0].devices()))
+    size = sum(leaf.size for leaf in jax.tree.leaves(first.params))
+    console.print(f"device  {describe(used)}")
+    console.print(f"model   {objective.model!r}, {data[0].shape[1]} inputs, {size:,} parameters")
+    console.print(f"cost    {objective.cost.op!r}, {config.optimizer}, {len(data[0]):,} training and {len(held_out[0]):,} held-out pictures")
+    folder = run.new_folder("digits", config.folder)
+    versions = {"jax": jax.__version__, "python": platform.python_version(), "manual_backprop": mb.__version__}
+    run.write_json(folder / "config.json", asdict(config) | {"device_used": str(used), "versions": versions})
+
+    @jax.jit
+    def accuracy(params, state, x, labels):
+        return jnp.mean(jnp.argmax(objective.model.apply(params[0], state[0], x), -1) == labels)
+
+    rows, failure = [], None
+    with (
+        run.stop_on_interrupt() as stop,
+        (folder / "metrics.jsonl").open("x") as metrics_file,
+        progress(console, config.steps) as update,
+    ):
+        try:
+            for training, metrics in train(step, training, data, config.steps, chunk=max(1, config.steps // 100)):
+                row = {
+                    "step": int(training.step),
+                    "cost": float(metrics.cost.mean()),
+                    "gradient_norm": float(metrics.gradient_norm.mean()),
+                    "train_accuracy": float(accuracy(training.params, training.state, data[0][:2000], pixels.train_labels[:2000])),
+                    "accuracy": float(accuracy(training.params, training.state, held_out[0], pixels.test_labels)),
+                }
+                rows.append(row)
+                run.append_row(metrics_file, row)
+                update(row["step"], f"cost {row['cost']:.4f}  accuracy {row['accuracy']:.3f}")
+                if stop.requested:
+                    break
+        except NonFinite as error:
+            failure = error
+
+    if rows:
+        draw(objective, training, pixels, held_out, rows, folder)
+    console.print(f"wrote   {folder}/")
+    if failure:
+        raise failure
+    if stop.requested:
+        console.print(f"stopped by Ctrl-C after step {int(training.step)}; its files are finished")
+        return 130
+    results = judge(config, step, first, training, data)
+    run.write_json(folder / "result.json", {"accuracy": rows[-1]["accuracy"], **results})
+    console.print(table({"accuracy": rows[-1]["accuracy"], **results}))
+    return 0
+
+
+def draw(objective: mb.Objective, training, pixels: images.Images, held_out, rows, folder: Path) -> None:
+    """The three pictures."""
+    params, state = training.params, training.state
+    opinions = jax.jit(objective.model.apply)(params[0], state[0], held_out[0])
+
+    @jax.jit
+    def sensitivities(batch):
+        cost, _, residuals = objective.forward(params, state, batch)
+        dparams, (dx, _) = objective.backward(params, residuals, jnp.ones_like(cost))
+        return dx, dparams[0][0]["w"]
+
+    shown = jax.tree.map(lambda leaf: leaf[:16], held_out)
+    dx, dw = sensitivities(shown)
+    titles = [pixels.names[label] for label in pixels.test_labels[:16]]
+    w = np.asarray(params[0][0]["w"])
+    pictures.curves(rows, folder / "curves.png")
+    pictures.mistakes(
+        pixels.test_x, pixels.test_labels, np.asarray(opinions), pixels.shape, pixels.names, folder / "mistakes.png"
+    )
+    pictures.sensitivities(
+        np.asarray(shown[0]), np.asarray(dx), w, np.asarray(dw), pixels.shape, titles, folder / "sensitivities.png"
+    )
+
+
+def judge(config: Config, step: Step, first, last, data) -> dict[str, float]:
+    """Our backward pass against jax.grad's of the reference: how equal, how fast, how large."""
+    cost = reference(config)
+    batches = [step.batch(data, training.step)[0] for training in (first, last)]
+    differences = [
+        gradient_difference(step.objective, cost, training.params, training.state, batch)
+        for training, batch in zip((first, last), batches, strict=True)
+    ]
+    gradient = mb.value_and_grad(step.objective)
+    ours = Program(lambda params, batch: gradient(params, last.state, batch), (last.params, batches[1]))
+    theirs = Program(jax.value_and_grad(cost), (last.params, batches[1]))
+    result = compare(ours, theirs)
+    return {
+        "gradient_difference_first": differences[0],
+        "gradient_difference_last": differences[1],
+        "step_ms": result.ours.step_s * 1e3,
+        "step_ms_jax_grad": result.peer.step_s * 1e3,
+        "step_time_ratio": result.step_time_ratio,
+        "temp_bytes": result.ours.temp_bytes,
+        "temp_bytes_jax_grad": result.peer.temp_bytes,
+    }
+
+
+def table(results: dict[str, float]) -> Table:
+    rows = Table("", "by hand", "jax.grad", "ratio", box=None, pad_edge=False)
+    r = results
+    rows.add_row("accuracy on held-out pictures", f"{r['accuracy']:.4f}")
+    rows.add_row("largest gradient difference, first step (float64)", f"{r['gradient_difference_first']:.1e}")
+    rows.add_row("largest gradient difference, last step (float64)", f"{r['gradient_difference_last']:.1e}")
+    rows.add_row("cost and gradient of a batch, ms", f"{r['step_ms']:.3f}", f"{r['step_ms_jax_grad']:.3f}", f"{r['step_time_ratio']:.2f}")
+    kb = [r["temp_bytes"] / 1e3, r["temp_bytes_jax_grad"] / 1e3]
+    rows.add_row("temporary memory, kB", f"{kb[0]:.1f}", f"{kb[1]:.1f}", f"{kb[0] / kb[1]:.2f}" if kb[1] else "")
+    return rows
+
+
+if __name__ == "__main__":
+    run.main(main)

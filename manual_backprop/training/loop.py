@@ -1,0 +1,110 @@
+"""The training step, and the loop around it.
+
+Batches and keys are pure functions of (seed, step), so a step can be run again, alone and alike.
+Steps run in chunks, one compiled `lax.scan` each: the device is asked for numbers once a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from manual_backprop.combinators import Objective
+from manual_backprop.contract import InputError, value_and_grad
+from manual_backprop.inspection import first_nonfinite
+
+
+class NonFinite(ArithmeticError):
+    """A cost or a gradient that is NaN or infinite. The message says at which step, and in which layer it arose."""
+
+
+class Training(NamedTuple):
+    """All that a step changes."""
+
+    params: Any
+    state: Any
+    optimizer_state: Any
+    step: jax.Array
+
+
+class Metrics(NamedTuple):
+    cost: jax.Array
+    gradient_norm: jax.Array
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of gradient descent: `training, metrics = step(training, data)`; data are the arrays (x, target)."""
+
+    objective: Objective
+    optimizer: optax.GradientTransformationExtraArgs
+    batch_size: int
+    seed: int
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise InputError(f"batch size {self.batch_size} is out of range; wants at least one example")
+
+    def start(self, data) -> Training:
+        params, state = self.objective.init(jax.random.key(self.seed), jax.tree.map(lambda leaf: leaf[: self.batch_size], data))
+        return Training(params, state, self.optimizer.init(params), jnp.zeros((), jnp.int32))
+
+    def batch(self, data, step) -> tuple[Any, jax.Array]:
+        """The examples of a step, drawn with replacement, and the key for its layers."""
+        batch_key, layer_key = jax.random.split(jax.random.fold_in(jax.random.key(self.seed), step))
+        index = jax.random.randint(batch_key, (self.batch_size,), 0, len(jax.tree.leaves(data)[0]))
+        return jax.tree.map(lambda leaf: leaf[index], data), layer_key
+
+    def __call__(self, training: Training, data) -> tuple[Training, Metrics]:
+        params, state, optimizer_state, step = training
+        batch, key = self.batch(data, step)
+        (cost, new_state), gradient = value_and_grad(self.objective)(params, state, batch, key)
+        updates, optimizer_state = self.optimizer.update(
+            gradient,
+            optimizer_state,
+            params,
+            value=cost,
+            grad=gradient,
+            value_fn=lambda params: self.objective.apply(params, state, batch),
+        )
+        params = optax.apply_updates(params, updates)
+        return Training(params, new_state, optimizer_state, step + 1), Metrics(cost, optax.global_norm(gradient))
+
+
+def train(step: Step, training: Training, data, steps: int, chunk: int) -> Iterator[tuple[Training, Metrics]]:
+    """Runs to `steps`, and yields after every chunk: where training is, and the metrics of each step in the chunk.
+
+    Raises NonFinite, before the chunk is yielded, when a cost or a gradient is not finite.
+    """
+
+    @partial(jax.jit, static_argnums=2)
+    def run(training, data, n):
+        return lax.scan(lambda training, _: step(training, data), training, length=n)
+
+    while (done := int(training.step)) < steps:
+        before = training
+        training, metrics = run(before, data, min(chunk, steps - done))
+        metrics = jax.tree.map(np.asarray, metrics)
+        finite = np.isfinite(metrics.cost) & np.isfinite(metrics.gradient_norm)
+        if not finite.all():
+            raise NonFinite(_diagnosis(step, before, data, int(np.argmin(finite))))
+        yield training, metrics
+
+
+def _diagnosis(step: Step, training: Training, data, ahead: int) -> str:
+    """Runs the steps again up to the bad one, and that one layer by layer."""
+    once = jax.jit(step)
+    for _ in range(ahead):
+        training, _ = once(training, data)
+    batch, key = step.batch(data, training.step)
+    place = first_nonfinite(step.objective, training.params, training.state, batch, key)
+    where = f"first in {place}" if place else "in the gradient's norm alone: its squares overflow"
+    return f"step {int(training.step)}: the cost or the gradient is not finite, {where}"

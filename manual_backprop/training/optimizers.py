@@ -1,0 +1,34 @@
+"""Optimisers by name: every alias that optax has."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+
+import optax
+
+from manual_backprop.contract import InputError, nearest
+
+
+def aliases() -> dict[str, Callable]:
+    """optax's optimisers: its functions whose first argument is the learning rate, or (polyak_sgd) its largest."""
+    functions = {name: f for name, f in vars(optax).items() if inspect.isfunction(f) and not name.startswith("scale_by")}
+    return {
+        name: f
+        for name, f in functions.items()
+        if next(iter(inspect.signature(f).parameters), "") in ("learning_rate", "max_learning_rate")
+    }
+
+
+def optimizer(name: str, learning_rate: float) -> optax.GradientTransformationExtraArgs:
+    """`optax.<name>(learning_rate)`. Its update also takes value, grad and value_fn, which a line search asks for.
+
+    Raises InputError for a name that optax does not have and for a learning rate that is not a positive number.
+    """
+    known = aliases()
+    if name not in known:
+        raise InputError(f"optimizer {name!r} is unknown; {nearest(name, known)}")
+    if not (learning_rate > 0 and math.isfinite(learning_rate)):
+        raise InputError(f"learning rate {learning_rate} is out of range; wants a positive number")
+    return optax.with_extra_args_support(known[name](learning_rate))
