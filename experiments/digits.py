@@ -12,7 +12,6 @@ from __future__ import annotations
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import manual_backprop as mb
-from manual_backprop.contract import nearest
+from manual_backprop.contract import choose
 from manual_backprop.layers import Apply
 from manual_backprop.testing import Program, compare, gradient_difference
 from manual_backprop.training import images, pictures, run
@@ -31,17 +30,7 @@ from manual_backprop.training.loop import NonFinite, Step, train
 from manual_backprop.training.optimizers import optimizer
 from manual_backprop.training.progress import progress
 
-# Each activation by hand, and the same function from jax.nn for the reference.
-ACTIVATIONS = {
-    "sigmoid": (mb.ops.sigmoid(), jax.nn.sigmoid),
-    "tanh": (mb.ops.tanh(), jnp.tanh),
-    "relu": (mb.ops.relu(), jax.nn.relu),
-    "leaky_relu": (mb.ops.leaky_relu(), jax.nn.leaky_relu),
-    "softplus": (mb.ops.softplus(), jax.nn.softplus),
-    "silu": (mb.ops.silu(), jax.nn.silu),
-    "gelu": (mb.ops.gelu(), jax.nn.gelu),
-}
-COSTS = ("squared_error", "softmax_cross_entropy")
+COSTS = {"squared_error": mb.ops.squared_error(), "softmax_cross_entropy": mb.ops.softmax_cross_entropy()}
 
 
 @dataclass(frozen=True)
@@ -77,13 +66,13 @@ class Config:
 def network(config: Config, classes: int) -> mb.Objective:
     """The network and its cost. Under the squared error the outputs are sigmoids: an opinion from 0 to 1 on each digit."""
     last = mb.ops.sigmoid() if config.cost == "squared_error" else None
-    model = mb.models.mlp(*config.hidden, classes, activation=ACTIVATIONS[config.activation][0], last=last)
-    return mb.Objective(model, Apply(getattr(mb.ops, config.cost)()))
+    model = mb.models.mlp(*config.hidden, classes, activation=mb.ops.ACTIVATIONS[config.activation](), last=last)
+    return mb.Objective(model, Apply(COSTS[config.cost]))
 
 
 def reference(config: Config):
     """The same cost in plain JAX, for jax.grad: `cost(params, (x, target))`."""
-    f = ACTIVATIONS[config.activation][1]
+    f = getattr(jax.nn, config.activation)
 
     def cost(params, batch):
         a, target = batch
@@ -100,10 +89,8 @@ def reference(config: Config):
 
 def check(config: Config) -> None:
     """Raises InputError for a value that no part of the program would catch in time."""
-    if config.activation not in ACTIVATIONS:
-        raise mb.InputError(f"--activation {config.activation!r} is unknown; {nearest(config.activation, ACTIVATIONS)}")
-    if config.cost not in COSTS:
-        raise mb.InputError(f"--cost {config.cost!r} is unknown; {nearest(config.cost, COSTS)}")
+    choose("activation", config.activation, mb.ops.ACTIVATIONS)
+    choose("cost", config.cost, COSTS)
     if config.steps < 1:
         raise mb.InputError(f"--steps {config.steps} is out of range; wants at least 1")
     if any(size < 1 for size in config.hidden):
@@ -132,7 +119,9 @@ def experiment(config: Config, console: Console) -> int:
     size = sum(leaf.size for leaf in jax.tree.leaves(first.params))
     console.print(f"device  {describe(used)}")
     console.print(f"model   {objective.model!r}, {data[0].shape[1]} inputs, {size:,} parameters")
-    console.print(f"cost    {objective.cost.op!r}, {config.optimizer}, {len(data[0]):,} training and {len(held_out[0]):,} held-out pictures")
+    console.print(
+        f"cost    {objective.cost.op!r}, {config.optimizer}, {len(data[0]):,} training and {len(held_out[0]):,} held-out pictures"
+    )
     folder = run.new_folder("digits", config.folder)
     versions = {"jax": jax.__version__, "python": platform.python_version(), "manual_backprop": mb.__version__}
     run.write_json(folder / "config.json", asdict(config) | {"device_used": str(used), "versions": versions})
@@ -153,7 +142,9 @@ def experiment(config: Config, console: Console) -> int:
                     "step": int(training.step),
                     "cost": float(metrics.cost.mean()),
                     "gradient_norm": float(metrics.gradient_norm.mean()),
-                    "train_accuracy": float(accuracy(training.params, training.state, data[0][:2000], pixels.train_labels[:2000])),
+                    "train_accuracy": float(
+                        accuracy(training.params, training.state, data[0][:2000], pixels.train_labels[:2000])
+                    ),
                     "accuracy": float(accuracy(training.params, training.state, held_out[0], pixels.test_labels)),
                 }
                 rows.append(row)
@@ -231,7 +222,12 @@ def table(results: dict[str, float]) -> Table:
     rows.add_row("accuracy on held-out pictures", f"{r['accuracy']:.4f}")
     rows.add_row("largest gradient difference, first step (float64)", f"{r['gradient_difference_first']:.1e}")
     rows.add_row("largest gradient difference, last step (float64)", f"{r['gradient_difference_last']:.1e}")
-    rows.add_row("cost and gradient of a batch, ms", f"{r['step_ms']:.3f}", f"{r['step_ms_jax_grad']:.3f}", f"{r['step_time_ratio']:.2f}")
+    rows.add_row(
+        "cost and gradient of a batch, ms",
+        f"{r['step_ms']:.3f}",
+        f"{r['step_ms_jax_grad']:.3f}",
+        f"{r['step_time_ratio']:.2f}",
+    )
     kb = [r["temp_bytes"] / 1e3, r["temp_bytes_jax_grad"] / 1e3]
     rows.add_row("temporary memory, kB", f"{kb[0]:.1f}", f"{kb[1]:.1f}", f"{kb[0] / kb[1]:.2f}" if kb[1] else "")
     return rows

@@ -44,6 +44,7 @@ class _Several(Layer):
         return [None] * len(self.layers) if key is None else jax.random.split(key, len(self.layers))
 
 
+@dataclass(frozen=True, repr=False, init=False)
 class Serial(_Several):
     """One layer after another: the chain rule. With x⁰ = x and xⁱ = fᵢ(xⁱ⁻¹),
 
@@ -83,6 +84,7 @@ class Serial(_Several):
         return tuple(reversed(dparams)), dy
 
 
+@dataclass(frozen=True, repr=False, init=False)
 class Parallel(_Several):
     """The same x to every layer, y the tuple of what they make of it: the sum over paths.
 
@@ -117,9 +119,7 @@ class Parallel(_Several):
         return tuple(y), tuple(new_state), tuple(residuals)
 
     def backward(self, params, residuals, dy):
-        paths = [
-            layer.backward(p, r, d) for layer, p, r, d in zip(self.layers, params, residuals, dy, strict=True)
-        ]
+        paths = [layer.backward(p, r, d) for layer, p, r, d in zip(self.layers, params, residuals, dy, strict=True)]
         return tuple(dp for dp, _ in paths), _sum(*(dx for _, dx in paths))
 
 

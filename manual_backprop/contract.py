@@ -15,7 +15,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,11 +36,13 @@ def inside(place: object) -> Iterator[None]:
         raise InputError(f"{place}: {error}") from None
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error line about an unknown name: the closest known one, and all of them."""
-    known = sorted(known)
+def choose(what: str, name: str, known: Mapping[str, Any]) -> Any:
+    """The value that `known` has for a name. Raises InputError with the closest known name, and all of them."""
+    if name in known:
+        return known[name]
     close = difflib.get_close_matches(name, known, n=1)
-    return (f"did you mean {close[0]!r}? " if close else "") + "known: " + (", ".join(known) or "none")
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise InputError(f"{what} {name!r} is unknown; {hint}known: {', '.join(sorted(known)) or 'none'}")
 
 
 # ── Op: arrays in, arrays out ────────────────────────────────────────────────────────────────────────────────────────
@@ -90,8 +92,8 @@ def op(rule: Callable[..., tuple[Callable, Callable]]) -> Callable[..., Op]:
     def constructor(*args, **options) -> Op:
         if args:
             raise InputError(f"{rule.__name__}: binds options, by keyword; apply it to arrays as {rule.__name__}()(…)")
-        for name in options.keys() - signature.parameters.keys():
-            raise InputError(f"{rule.__name__}: unknown option {name!r}; {nearest(name, signature.parameters)}")
+        for name in options:
+            choose(f"{rule.__name__}: option", name, signature.parameters)
         bound = signature.bind(**options)
         bound.apply_defaults()
         forward, backward = rule(**bound.arguments)
@@ -143,9 +145,9 @@ class Layer:
 class Stateless(Layer):
     """A layer without state and randomness, in the short form:
 
-        parameters(key, x)  -> params
-        run(params, x)      -> y, residuals
-        backward(params, residuals, dy) -> dparams, dx
+    parameters(key, x)  -> params
+    run(params, x)      -> y, residuals
+    backward(params, residuals, dy) -> dparams, dx
     """
 
     def parameters(self, key, x):

@@ -184,7 +184,11 @@ def explain(
     per_example = jax.vmap(lambda x, t: _one_example(objective.cost, params[1], cells, x[None], t[None]))
     costs, columns = per_example(jnp.asarray(x), jnp.asarray(target))
     terms = tuple(
-        Terms(*(np.asarray(v) for v in (p["w"], p.get("b", jnp.zeros(p["w"].shape[1:])))), "b" in p, *map(_squeezed, column))
+        Terms(
+            *(np.asarray(v) for v in (p["w"], p.get("b", jnp.zeros(p["w"].shape[1:])))),
+            "b" in p,
+            *map(_squeezed, column),
+        )
         for (_, p, _), column in zip(cells, columns, strict=True)
     )
 
@@ -214,7 +218,9 @@ def _cells(model: Layer, params) -> list[tuple[Dense, dict, list[Apply]]]:
         elif cells and _is_activation(layer, cells[-1][0].features):
             cells[-1][2].append(layer)
         else:
-            raise InputError(f"explain: {layer!r} is here; wants a Serial of Dense layers, each followed by activations")
+            raise InputError(
+                f"explain: {layer!r} is here; wants a Serial of Dense layers, each followed by activations"
+            )
     return cells
 
 

@@ -152,3 +152,6 @@ def gelu(*, approximate: bool = True):
         return phi + x * dphi
 
     return from_input("gelu", lambda x: x * distribution(x)[0], derivative)
+
+
+ACTIVATIONS = {rule.__name__: rule for rule in (sigmoid, tanh, relu, leaky_relu, softplus, silu, gelu)}

@@ -9,4 +9,14 @@ from manual_backprop.testing.pair import Pair, as_pair
 from manual_backprop.testing.report import Finding, Report
 from manual_backprop.testing.timing import Program, compare
 
-__all__ = ["Finding", "Pair", "Program", "Report", "as_pair", "assert_vjp_matches", "check_vjp", "compare", "gradient_difference"]
+__all__ = [
+    "Finding",
+    "Pair",
+    "Program",
+    "Report",
+    "as_pair",
+    "assert_vjp_matches",
+    "check_vjp",
+    "compare",
+    "gradient_difference",
+]

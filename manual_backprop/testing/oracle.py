@@ -36,7 +36,9 @@ def check_vjp(candidate: Any, reference: Callable | None, *args: Any, seed: int 
     args' own precision; jit against eager.  Global configuration stays as it was.
     """
     pair = as_pair(candidate)
-    names = pair.arguments[: len(args)] if len(pair.arguments) >= len(args) else tuple(f"arg{i}" for i in range(len(args)))
+    names = (
+        pair.arguments[: len(args)] if len(pair.arguments) >= len(args) else tuple(f"arg{i}" for i in range(len(args)))
+    )
     function = reference or (lambda *a: pair.forward(*a)[0])
     reference_name = getattr(reference, "__name__", repr(reference)) if reference else "its own primal"
     with jax.default_matmul_precision("highest"):
@@ -70,73 +72,77 @@ def _findings(pair: Pair, reference: Callable, names: tuple[str, ...], args: tup
         return
     dy = jax.tree.map(lambda leaf: _draw(rng, leaf), y)
     own = _precision(args)
+    vjp = _vjp(reference)
 
     with jax.enable_x64(True):
         args_64, dy_64 = jax.tree.map(_to_float64, (args, dy))
-        y_64, dargs_64 = _leaves(*_vjp(reference, args_64, dy_64), args)
-        rounding = {p: _rounding(rng, reference, args_64, dy_64, args, p, (y_64, dargs_64)) for p in {own, "float64"}}
+        y_64, dargs_64 = _leaves(*vjp(args_64, dy_64), args)
+        rounding = {p: _rounding(rng, vjp, args_64, dy_64, args, p, (y_64, dargs_64)) for p in {own, "float64"}}
     truth_64 = Truth(y_64, dargs_64, *_allowed(y_64, dargs_64, rounding["float64"], None, "float64"))
-
-    if own == "float64":
-        with jax.enable_x64(True):
-            yield from _judge(pair, names, args, dy, truth_64, own)
-        return
-    autodiff = _leaves(*_vjp(reference, args, dy), args)
-    truth = Truth(y_64, dargs_64, *_allowed(y_64, dargs_64, rounding[own], autodiff, own))
-    structure = list(_judge(pair, names, args, dy, truth, own))
-    yield from structure
-    if not any(finding.detail for finding in structure):
-        with jax.enable_x64(True):
-            yield from _judge(pair, names, args_64, dy_64, truth_64, "float64")
-
-
-def _judge(pair: Pair, names, args, dy, truth: Truth, precision: str) -> Iterator[Finding]:
-    """Primal, arity, structure, shape, dtype and values in one precision; there, jit against eager."""
 
     def run(args, dy):
         y, residuals = pair.forward(*args)
         return y, pair.backward(residuals, dy)
 
-    try:
-        y, dargs = run(args, dy)
-    except Exception as error:
-        yield _raised(pair.name, error, f"in {precision}")
+    jitted = jax.jit(run)
+    if own == "float64":
+        with jax.enable_x64(True):
+            yield from _judge(pair.name, (run, jitted), names, args, dy, truth_64, own)
         return
+    autodiff = _leaves(*vjp(args, dy), args)
+    truth = Truth(y_64, dargs_64, *_allowed(y_64, dargs_64, rounding[own], autodiff, own))
+    in_own = list(_judge(pair.name, (run, jitted), names, args, dy, truth, own))
+    yield from in_own
+    if not any(finding.detail for finding in in_own):
+        with jax.enable_x64(True):
+            yield from _judge(pair.name, (jitted,), names, args_64, dy_64, truth_64, "float64")
+
+
+def _judge(who: str, runs: tuple, names, args, dy, truth: Truth, precision: str) -> Iterator[Finding]:
+    """Primal, arity, structure, shape, dtype and values of the first run; the second, if any, against the first."""
+    results = []
+    for run, how in zip(runs, ("", "under jit"), strict=False):
+        try:
+            results.append(run(args, dy))
+        except Exception as error:
+            yield _raised(who, error, f"in {precision} {how}".rstrip())
+            return
+    y, dargs = results[0]
     got_y = jax.tree.leaves(y)
-    if len(got_y) != len(truth.y) or any(np.shape(a) != b.shape for a, b in zip(got_y, truth.y)):
+    if [np.shape(leaf) for leaf in got_y] != [leaf.shape for leaf in truth.y]:
         shapes = [np.shape(leaf) for leaf in got_y], [leaf.shape for leaf in truth.y]
         yield Finding("primal", "y", False, detail=f"got shapes {shapes[0]}, expected {shapes[1]}")
         return
-    for got, expected, allowed in zip(got_y, truth.y, truth.y_allowed):
+    for got, expected, allowed in zip(got_y, truth.y, truth.y_allowed, strict=True):
         yield _compared(f"primal in {precision}", "y", got, expected, allowed)
 
     if not isinstance(dargs, tuple) or len(dargs) != len(args):
         count = f"a tuple of {len(dargs)}" if isinstance(dargs, tuple) else type(dargs).__name__
-        yield Finding("arity", "cotangents", False, detail=f"got {count}, expected a tuple of {len(args)}, one per argument")
+        expected = f"a tuple of {len(args)}, one per argument"
+        yield Finding("arity", "cotangents", False, detail=f"got {count}, expected {expected}")
         return
     leaves = []
-    for name, arg, darg in zip(names, args, dargs):
-        problem, got = _matched(arg, darg)
+    for name, arg, darg in zip(names, args, dargs, strict=True):
+        problem, matched = _matched(arg, darg)
         if problem:
             yield Finding("structure", f"d{name}", False, detail=problem)
             return
-        leaves += [(f"d{name}{path}", a, d) for path, a, d in got]
-    for (leaf, arg, got), expected, allowed in zip(leaves, truth.dargs, truth.dargs_allowed):
+        leaves += [(f"d{name}{path}", leaf, d) for path, leaf, d in matched]
+    fits = []
+    for (leaf, arg, got), expected, allowed in zip(leaves, truth.dargs, truth.dargs_allowed, strict=True):
         wanted = None if expected is None else f"{arg.dtype}{list(arg.shape)}"
         shown = None if got is None else f"{jnp.result_type(got)}{list(jnp.shape(got))}"
+        fits.append(wanted == shown and expected is not None)
         if wanted != shown:
-            yield Finding("shape and dtype", leaf, False, detail=f"got {shown}, expected {wanted}, as its argument")
+            detail = f"got {shown}, expected {wanted}, as its argument"
+            yield Finding("shape and dtype", leaf, False, detail=detail)
         elif expected is not None:
             yield _compared(f"gradient in {precision}", leaf, got, expected, allowed)
-
-    try:
-        _, jitted = jax.jit(run)(args, dy)
-    except Exception as error:
-        yield _raised(pair.name, error, "under jit")
-        return
-    for (leaf, _, eager), got, allowed in zip(leaves, _cotangents(jitted, args), truth.dargs_allowed):
-        if eager is not None and got is not None and jnp.shape(eager) == jnp.shape(got) == np.shape(allowed):
-            yield _compared(f"jit = eager, {precision}", leaf, got, np.asarray(eager), allowed)
+    for _, again in results[1:]:
+        rows = zip(leaves, _cotangents(again, args), truth.dargs_allowed, fits, strict=True)
+        for (leaf, _, eager), got, allowed, fit in rows:
+            if fit:
+                yield _compared(f"jit = eager, {precision}", leaf, got, np.asarray(eager), allowed)
 
 
 def _matched(arg, darg):
@@ -149,30 +155,50 @@ def _matched(arg, darg):
     except ValueError:
         got = jax.tree.structure(darg)
         return f"got the structure {got}, expected {tree}, as its argument", []
-    return None, [(jax.tree_util.keystr(path), leaf, d) for (path, leaf), d in zip(flat, cotangents)]
+    return None, [(jax.tree_util.keystr(path), leaf, d) for (path, leaf), d in zip(flat, cotangents, strict=True)]
 
 
 def _cotangents(dargs, args) -> list:
     """The cotangents, one a leaf of args; None stands for a whole argument without."""
     leaves = []
-    for arg, darg in zip(args, dargs):
+    for arg, darg in zip(args, dargs, strict=True):
         tree = jax.tree.structure(arg)
         leaves += [None] * tree.num_leaves if darg is None else tree.flatten_up_to(darg)
     return leaves
 
 
-def _vjp(function: Callable, args, dy):
-    y, vjp = jax.vjp(function, *args)
-    return y, vjp(jax.tree.map(lambda d, leaf: d.astype(leaf.dtype), dy, y))
+def _vjp(function: Callable) -> Callable:
+    """(args, dy) -> y and the cotangents by autodiff; compiled, unless the function looks at values."""
+
+    def run(args, dy):
+        y, vjp = jax.vjp(function, *args)
+        return y, jax.tree.map(_no_float0, vjp(jax.tree.map(lambda d, leaf: d.astype(leaf.dtype), dy, y)))
+
+    jitted = jax.jit(run)
+
+    def compiled_if_possible(args, dy):
+        try:
+            return jitted(args, dy)
+        except jax.errors.JAXTypeError:
+            return run(args, dy)
+
+    return compiled_if_possible
+
+
+def _no_float0(cotangent):
+    """JAX's cotangent of an integer, as None."""
+    return None if jnp.result_type(cotangent) == jax.dtypes.float0 else cotangent
 
 
 def _leaves(y, dargs, args) -> tuple[list, list]:
     """y and the cotangents as lists of wide numpy leaves; None where the argument is not of a floating dtype."""
     wide = [_numpy(leaf) for leaf in jax.tree.leaves(y)]
-    return wide, [_numpy(d) if _inexact(a) else None for d, a in zip(_cotangents(dargs, args), jax.tree.leaves(args))]
+    return wide, [
+        _numpy(d) if _inexact(a) else None for d, a in zip(_cotangents(dargs, args), jax.tree.leaves(args), strict=True)
+    ]
 
 
-def _rounding(rng, reference, args_64, dy_64, args, precision: str, truth) -> tuple[list, list]:
+def _rounding(rng, vjp, args_64, dy_64, args, precision: str, truth) -> tuple[list, list]:
     """How far the truth moves when every argument moves by up to one ulp of the precision, either way."""
     ulp = float(jnp.finfo(precision).eps)
 
@@ -181,9 +207,9 @@ def _rounding(rng, reference, args_64, dy_64, args, precision: str, truth) -> tu
 
     largest = [[np.zeros(()) for _ in side] for side in truth]
     for _ in range(2):
-        near = _leaves(*_vjp(reference, jax.tree.map(moved, args_64), dy_64), args)
-        for side, (now, then) in enumerate(zip(near, truth)):
-            for i, (a, b) in enumerate(zip(now, then)):
+        near = _leaves(*vjp(jax.tree.map(moved, args_64), dy_64), args)
+        for side, (now, then) in enumerate(zip(near, truth, strict=True)):
+            for i, (a, b) in enumerate(zip(now, then, strict=True)):
                 if b is not None:
                     largest[side][i] = np.maximum(largest[side][i], _max_finite(np.abs(a - b)))
     return tuple(largest)
@@ -196,7 +222,7 @@ def _allowed(y, dargs, rounding, autodiff, precision: str) -> tuple[list, list]:
         sizes = [0.0 if leaf is None else _max_finite(np.abs(leaf)) for leaf in leaves]
         floor = float(jnp.finfo("float64").eps if autodiff is None else ulp) * max(sizes, default=0.0)
         allowed = []
-        for i, (leaf, size) in enumerate(zip(leaves, sizes)):
+        for i, (leaf, size) in enumerate(zip(leaves, sizes, strict=True)):
             if leaf is None:
                 allowed.append(None)
             elif own is None:

@@ -39,7 +39,9 @@ class Comparison(NamedTuple):
     compile_ratio: float
 
 
-def compare(ours: Program, peer: Program, *, rounds: int = 21, tracing_rounds: int = 0, round_s: float = 0.02) -> Comparison:
+def compare(
+    ours: Program, peer: Program, *, rounds: int = 21, tracing_rounds: int = 0, round_s: float = 0.02
+) -> Comparison:
     """Times `ours` against `peer`.
 
     rounds: of step times, each long enough to fill `round_s` seconds.  tracing_rounds: of tracing and compiling, with

@@ -28,10 +28,14 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     header = 4 + 4 * axes
     if content[:4] != bytes([0, 0, 8, axes]):
-        raise InputError(f"{path}: is no IDX file of {axes} axes: starts with {content[:4].hex(' ')}, wants 00 00 08 {axes:02x}")
+        raise InputError(
+            f"{path}: is no IDX file of {axes} axes: starts with {content[:4].hex(' ')}, wants 00 00 08 {axes:02x}"
+        )
     if len(content) < header:
         raise InputError(f"{path}: is truncated: {len(content)} bytes, the header alone has {header}")
     shape = struct.unpack(f">{axes}I", content[4:header])
     if len(content) != header + math.prod(shape):
-        raise InputError(f"{path}: holds {len(content) - header} bytes of data, its header promises {math.prod(shape)}: {shape}")
+        raise InputError(
+            f"{path}: holds {len(content) - header} bytes of data, its header promises {math.prod(shape)}: {shape}"
+        )
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from manual_backprop.contract import InputError, nearest
+from manual_backprop.contract import InputError, choose
 from manual_backprop.training.idx import read_idx
 
 
@@ -60,7 +60,6 @@ ARCHIVES = {
         },
     ),
 }
-NAMES = ("digits", *ARCHIVES)
 
 
 def load(name: str, folder: Path | None = None) -> Images:
@@ -69,17 +68,17 @@ def load(name: str, folder: Path | None = None) -> Images:
     folder: where the IDX files are, gzipped or not; None: the user's cache folder, filled by a verified download.
     Raises InputError for an unknown name, a file that is missing, damaged or foreign, and a download that fails.
     """
-    if name == "digits":
+    archive = choose("data", name, {"digits": None, **ARCHIVES})
+    if archive is None:
         return digits()
-    if name not in ARCHIVES:
-        raise InputError(f"data {name!r} is unknown; {nearest(name, NAMES)}")
-    archive = ARCHIVES[name]
     paths = [_local(folder, file) if folder else _fetched(name, file, archive) for file in FILES]
     train_images, train_labels, test_images, test_labels = (
         read_idx(path, axes) for path, axes in zip(paths, (3, 1, 3, 1), strict=True)
     )
     if train_images.shape[1:] != test_images.shape[1:]:
-        raise InputError(f"{paths[2]}: pictures are {test_images.shape[1:]}, those of {paths[0]} {train_images.shape[1:]}")
+        raise InputError(
+            f"{paths[2]}: pictures are {test_images.shape[1:]}, those of {paths[0]} {train_images.shape[1:]}"
+        )
     for images, labels, path in ((train_images, train_labels, paths[1]), (test_images, test_labels, paths[3])):
         check_labels(labels, len(images), len(archive.names), str(path))
     return Images(

@@ -54,7 +54,9 @@ class Step:
             raise InputError(f"batch size {self.batch_size} is out of range; wants at least one example")
 
     def start(self, data) -> Training:
-        params, state = self.objective.init(jax.random.key(self.seed), jax.tree.map(lambda leaf: leaf[: self.batch_size], data))
+        params, state = self.objective.init(
+            jax.random.key(self.seed), jax.tree.map(lambda leaf: leaf[: self.batch_size], data)
+        )
         return Training(params, state, self.optimizer.init(params), jnp.zeros((), jnp.int32))
 
     def batch(self, data, step) -> tuple[Any, jax.Array]:

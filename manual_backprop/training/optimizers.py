@@ -8,16 +8,17 @@ from collections.abc import Callable
 
 import optax
 
-from manual_backprop.contract import InputError, nearest
+from manual_backprop.contract import InputError, choose
 
 
 def aliases() -> dict[str, Callable]:
     """optax's optimisers: its functions whose first argument is the learning rate, or (polyak_sgd) its largest."""
-    functions = {name: f for name, f in vars(optax).items() if inspect.isfunction(f) and not name.startswith("scale_by")}
+    functions = {name: f for name, f in vars(optax).items() if inspect.isfunction(f)}
     return {
         name: f
         for name, f in functions.items()
-        if next(iter(inspect.signature(f).parameters), "") in ("learning_rate", "max_learning_rate")
+        if not name.startswith(("_", "scale_by"))
+        and next(iter(inspect.signature(f).parameters), "") in ("learning_rate", "max_learning_rate")
     }
 
 
@@ -26,9 +27,7 @@ def optimizer(name: str, learning_rate: float) -> optax.GradientTransformationEx
 
     Raises InputError for a name that optax does not have and for a learning rate that is not a positive number.
     """
-    known = aliases()
-    if name not in known:
-        raise InputError(f"optimizer {name!r} is unknown; {nearest(name, known)}")
+    alias = choose("optimizer", name, aliases())
     if not (learning_rate > 0 and math.isfinite(learning_rate)):
         raise InputError(f"learning rate {learning_rate} is out of range; wants a positive number")
-    return optax.with_extra_args_support(known[name](learning_rate))
+    return optax.with_extra_args_support(alias(learning_rate))

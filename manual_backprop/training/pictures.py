@@ -46,7 +46,9 @@ def mistakes(x, labels, opinions, shape, names: Sequence[str], path: Path, most:
     wrong = wrong[np.argsort(-opinions[wrong].max(-1))][:most]
     columns, rows = 4, max(1, -(-len(wrong) // 4))
     figure = plt.figure(figsize=(3.1 * columns, 0.5 + 1.75 * rows), layout="constrained")
-    figure.suptitle(f"{int((read != labels).sum())} of {len(labels)} held-out pictures misread; the {len(wrong)} it was surest of")
+    figure.suptitle(
+        f"{int((read != labels).sum())} of {len(labels)} held-out pictures misread; the {len(wrong)} it was surest of"
+    )
     grid = figure.add_gridspec(rows, 2 * columns)
     for place, n in enumerate(wrong):
         row, column = divmod(place, columns)
@@ -84,7 +86,9 @@ def sensitivities(x, dx, weights, dweights, shape, titles: Sequence[str], path: 
         _signed(axes[3, j], dweights[:, j].reshape(shape))
     for row, name in enumerate(("a picture x", "∂C/∂x", "w⁽¹⁾ of neuron j", "∂C/∂w⁽¹⁾")):
         axes[row, 0].text(-0.25, 0.5, name, transform=axes[row, 0].transAxes, ha="right", va="center", fontsize=9)
-    figure.suptitle("Which pixels, made darker, raise the cost (red) or lower it (blue); each picture on its own scale", fontsize=10)
+    figure.suptitle(
+        "Which pixels, made darker, raise the cost (red) or lower it (blue); each picture on its own scale", fontsize=10
+    )
     _save(figure, path)
 
 

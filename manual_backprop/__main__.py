@@ -1,0 +1,99 @@
+"""The command `manual-backprop`. Needs jax and numpy alone."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import sys
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import manual_backprop as mb
+from manual_backprop.contract import InputError, choose
+from manual_backprop.testing import check_vjp
+
+DTYPES = {
+    "f64": "float64",
+    "f32": "float32",
+    "f16": "float16",
+    "bf16": "bfloat16",
+    "i32": "int32",
+    "i64": "int64",
+    "u8": "uint8",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parses and runs. Exits 0 when all is well, 1 for a wrong gradient, 2 with one line for a user's mistake."""
+    parser = argparse.ArgumentParser(prog="manual-backprop", description="Backward passes by hand, and their oracle.")
+    version = f"manual_backprop {mb.__version__}, jax {jax.__version__}, Python {sys.version.split()[0]}"
+    parser.add_argument("--version", action="version", version=version)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    check = commands.add_parser("check", help="hold a backward pass against jax.vjp of a reference, in float64")
+    check.add_argument("candidate", metavar="MODULE:NAME", help="an Op, a jax.custom_vjp, or any function")
+    check.add_argument("--reference", metavar="MODULE:NAME", help="a JAX function; default: the candidate's own primal")
+    check.add_argument("--shapes", required=True, help="of the arguments, such as 'f32[64,32],f32[32],i32[64]'")
+    check.add_argument("--seed", type=int, default=0)
+    ops = commands.add_parser("ops", help="list the ops, with their options")
+    ops.set_defaults(run=lambda options: list_ops())
+    check.set_defaults(run=run_check)
+    options = parser.parse_args(arguments)
+    try:
+        sys.exit(options.run(options))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run_check(options) -> int:
+    reference = named(options.reference) if options.reference else None
+    args = random_arguments(options.shapes, options.seed)
+    report = check_vjp(named(options.candidate), reference, *args, seed=options.seed)
+    print(report)
+    return 0 if report else 1
+
+
+def list_ops() -> int:
+    for constructor in (getattr(mb.ops, name) for name in mb.ops.__all__ if name.islower()):
+        print(f"{constructor()!r:40} {constructor.__doc__.strip().splitlines()[0]}")
+    return 0
+
+
+def named(place: str):
+    """The object that `package.module:name` names."""
+    module, _, name = place.partition(":")
+    if not (module and name):
+        raise InputError(f"{place!r} names nothing; wants package.module:name")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # a module in the current folder, as `python -m` would find it
+    try:
+        found = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"{place!r} cannot be had: {error}") from None
+    return found
+
+
+def random_arguments(shapes: str, seed: int) -> tuple:
+    """Arrays for 'f32[64,32],i32[]': normal numbers; zeros and ones where the dtype is an integer."""
+    parts = re.findall(r"(\w+)\[([\d,\s]*)\]", shapes)
+    if not parts or re.sub(r"\w+\[[\d,\s]*\]|[,\s]", "", shapes):
+        raise InputError(f"--shapes {shapes!r} is not understood; wants, say, 'f32[64,32],f32[32]'")
+    rng, arrays = np.random.default_rng(seed), []
+    for name, sizes in parts:
+        dtype = choose("--shapes: dtype", name, DTYPES)
+        shape = tuple(int(size) for size in sizes.split(",") if size.strip())
+        values = rng.integers(0, 2, shape) if name[0] in "iu" else rng.standard_normal(shape)
+        if name in ("f64", "i64"):
+            jax.config.update("jax_enable_x64", True)
+        arrays.append(jnp.asarray(values, dtype))
+    return tuple(arrays)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""What every op and layer promises: shapes, dtypes, None for integers, values that compare, no weight in the residuals."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import CASES, LAYERS, MODELS, OPS, Case, compiled, each, gradient, leaves_of, random_like
+
+import manual_backprop as mb
+from manual_backprop.layers import Apply, Dense, LayerNorm
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(**each(CASES))
+def test_cotangents_have_the_shape_and_dtype_of_their_arguments(case: Case, dtype):
+    args = case.args(dtype=dtype)
+    y, _ = jax.eval_shape(case.pair.forward, *args)
+    for d, arg in zip(compiled(case)(args, random_like(y, 0)), jax.tree.leaves(args), strict=True):
+        if jnp.issubdtype(arg.dtype, jnp.floating):
+            assert (d.shape, d.dtype) == (arg.shape, arg.dtype)
+        else:
+            assert d is None
+
+
+@pytest.mark.parametrize(**each(CASES))
+def test_two_runs_give_the_same_bits(case: Case):
+    args = case.args()
+    y, _ = jax.eval_shape(case.pair.forward, *args)
+    dy = random_like(y, 0)
+    run = compiled(case)
+    for a, b in zip(jax.tree.leaves(run(args, dy)), jax.tree.leaves(run(args, dy)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(**each(OPS))
+def test_calling_an_op_is_a_custom_vjp_of_its_pair(case: Case):
+    args = case.args()
+    y, vjp = jax.vjp(case.unit, *args)
+    np.testing.assert_array_equal(y, case.pair.forward(*args)[0])
+    dy = random_like(y, 1)
+    for theirs, ours in zip(vjp(dy), gradient(case.pair, args, dy), strict=True):
+        if ours is None:
+            assert theirs.dtype == jax.dtypes.float0
+        else:
+            np.testing.assert_array_equal(theirs, ours)
+
+
+@pytest.mark.parametrize(**each(OPS))
+def test_residuals_that_bear_an_arguments_name_hold_it(case: Case):
+    """Layers rely on it: they take such a field out, and put the parameter back."""
+    args = case.args()
+    _, residuals = case.unit.forward(*args)
+    named = dict(zip(case.unit.arguments, args, strict=True))
+    for field in set(residuals._fields) & set(named):
+        assert getattr(residuals, field) is named[field]
+
+
+@pytest.mark.parametrize(**each(OPS))
+def test_an_op_takes_numpy_arrays(case: Case):
+    args = tuple(np.asarray(leaf) for leaf in case.args())
+    np.testing.assert_allclose(case.unit(*args), case.reference(*args), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(case.unit.forward(*args)[0], case.reference(*args), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(**each([*LAYERS, *MODELS]))
+def test_no_weight_is_saved_among_the_residuals(case: Case):
+    """Under jit every residual is an output: none may be computed from the parameters alone."""
+    params, state, x = case.args()
+    mark = 1.2345678
+    marked = jax.tree.map(lambda leaf: jnp.full_like(leaf, mark), params)
+    _, _, residuals = case.unit.forward(marked, state, x)
+    for leaf in jax.tree.leaves(residuals):
+        assert not (leaf.size > 1 and np.all(np.asarray(leaf) == np.float32(mark)))
+
+
+@pytest.mark.parametrize(**each([*LAYERS, *MODELS]))
+def test_apply_is_forward_and_jax_grad_of_it_is_backward(case: Case):
+    params, state, x = case.args()
+    y, vjp = jax.vjp(lambda params: case.unit.apply(params, state, x), params)
+    forward_y, same_state, residuals = case.unit.forward(params, state, x)
+    assert jax.tree.structure(same_state) == jax.tree.structure(state)
+    dy = random_like(y, 2)
+    ours, _ = case.unit.backward(params, residuals, dy)
+    for a, b in zip(jax.tree.leaves((y, vjp(dy)[0])), jax.tree.leaves((forward_y, ours)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(**each([*LAYERS, *MODELS]))
+def test_init_needs_shapes_alone(case: Case):
+    _, _, x = case.args()
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), x)
+    from_shapes, from_arrays = (case.unit.init(jax.random.key(3), example) for example in (shapes, x))
+    jax.tree.map(np.testing.assert_array_equal, from_shapes, from_arrays)
+    dparams = jax.eval_shape(
+        lambda p, s, x: case.pair.backward(case.pair.forward(p, s, x)[1], dy_of(case, p, s, x))[0], *from_arrays, x
+    )
+    assert jax.tree.structure(dparams) == jax.tree.structure(from_arrays[0])
+
+
+def dy_of(case, params, state, x):
+    y, _ = case.pair.forward(params, state, x)
+    return jax.tree.map(jnp.ones_like, y)
+
+
+CONSTRUCTORS = [
+    lambda: mb.ops.gelu(),
+    lambda: mb.ops.layer_norm(eps=1e-3),
+    lambda: Dense(3),
+    lambda: Dense(3, bias=False),
+    lambda: LayerNorm(eps=0.1),
+    lambda: mb.Serial(Dense(3), Apply(mb.ops.relu())),
+    lambda: mb.Repeat(mb.Residual(mb.Recompute(Dense(5))), 4),
+    lambda: mb.Tied(mb.Serial(Dense(5), Dense(5)), (0, "w"), (1, "w")),
+    lambda: mb.Parallel(Dense(3), Dense(4)),
+    lambda: mb.Objective(mb.models.mlp(4, 3), Apply(mb.ops.squared_error())),
+]
+
+
+@pytest.mark.parametrize("build", CONSTRUCTORS, ids=lambda build: repr(build()))
+def test_equal_options_give_equal_values(build):
+    assert build() == build()
+    assert hash(build()) == hash(build())
+    assert repr(build()) == repr(build())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        build().name = "another"
+
+
+def test_other_options_give_other_values():
+    values = [build() for build in CONSTRUCTORS] + [mb.ops.gelu(approximate=False), mb.ops.layer_norm(), Dense(4)]
+    assert len(set(values)) == len(values)
+
+
+def test_values_print_as_they_are_written():
+    assert repr(mb.ops.layer_norm(eps=1e-5)) == "layer_norm(eps=1e-05)"
+    assert repr(Dense(16, bias=False)) == "Dense(16, bias=False)"
+    assert repr(mb.models.mlp(4, 3)) == "Serial(Dense(4), Apply(sigmoid()), Dense(3))"
+    assert repr(mb.Repeat(mb.Residual(Dense(5)), 12)) == "Repeat(Residual(Dense(5)), 12)"
+    tied = mb.Tied(mb.Serial(Dense(5), Dense(5)), (0, "w"), (1, "w"))
+    assert repr(tied) == "Tied(Serial(Dense(5), Dense(5)), (0, 'w'), (1, 'w'))"
+
+
+def test_building_a_layer_twice_does_not_recompile():
+    compiled = []
+
+    @jax.jit(static_argnums=0)
+    def step(objective, params, state, batch):
+        compiled.append(objective)
+        return mb.value_and_grad(objective)(params, state, batch)
+
+    batch = jnp.ones((7, 5)), jnp.ones((7, 3))
+    for _ in range(3):
+        objective = mb.Objective(mb.models.mlp(4, 3, activation=mb.ops.gelu()), Apply(mb.ops.squared_error()))
+        step(objective, *objective.init(jax.random.key(0), batch), batch)
+    assert len(compiled) == 1
+
+
+def test_applying_an_op_built_twice_does_not_recompile():
+    step = jax.jit(lambda op, x: op(x), static_argnums=0)
+    for _ in range(3):
+        step(mb.ops.leaky_relu(negative_slope=0.2), jnp.ones(3))
+    assert step._cache_size() == 1
+
+
+def test_zero_examples_flow_through_a_layer():
+    """An empty batch has an empty output and a zero gradient; only a cost, an average, refuses it."""
+    params, state = Dense(3).init(jax.random.key(0), jnp.ones((0, 5)))
+    y, _, residuals = Dense(3).forward(params, state, jnp.ones((0, 5)))
+    dparams, dx = Dense(3).backward(params, residuals, y)
+    assert y.shape == (0, 3) and dx.shape == (0, 5)
+    np.testing.assert_array_equal(dparams["w"], np.zeros((5, 3)))
+
+
+def test_mixed_dtypes_keep_each_arguments_own():
+    x, w, b = jnp.ones((7, 5), jnp.bfloat16), jnp.ones((5, 3)), jnp.ones(3, jnp.float16)
+    y, residuals = mb.ops.dense().forward(x, w, b)
+    assert [d.dtype for d in mb.ops.dense().backward(residuals, y)] == [x.dtype, w.dtype, b.dtype]
+
+
+def test_leaves_of_pairs_cotangents_with_leaves():
+    assert leaves_of((None, {"b": 1, "w": 2}), (3, {"w": 0, "b": 0})) == [None, 1, 2]

@@ -1,0 +1,115 @@
+"""Forward and backward are pure functions: jit, vmap, scan and shard leave them as they are; backward is linear in dy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import CASES, LAYERS, MODELS, OPS, Case, compiled, differentiable, each, gradient, random_like
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+
+def cotangent(case: Case, args, seed=4):
+    y, _ = jax.eval_shape(case.pair.forward, *args)
+    return random_like(y, seed)
+
+
+def assert_close(ours, theirs, rtol=1e-10):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * (np.abs(b).max() if b.size else 0))
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.mark.parametrize(**each(CASES))
+def test_jit_changes_nothing(case: Case):
+    args = case.args(dtype="float64")
+    dy = cotangent(case, args)
+    assert_close(compiled(case)(args, dy), gradient(case.pair, args, dy))
+
+
+@pytest.mark.parametrize(**each(CASES))
+def test_vmap_is_a_loop(case: Case):
+    batch, looped = several(case)
+    assert_close(jax.vmap(compiled(case))(*batch), looped)
+
+
+@pytest.mark.parametrize(**each(CASES))
+def test_scan_is_a_loop(case: Case):
+    batch, looped = several(case)
+    _, scanned = jax.lax.scan(lambda carry, row: (carry, gradient(case.pair, *row)), None, batch)
+    assert_close(scanned, looped)
+
+
+def several(case: Case):
+    """Three draws of (args, dy), stacked, and the gradients of a loop over them, stacked."""
+    draws = [case.args(seed, "float64") for seed in range(3)]
+    rows = [(args, cotangent(case, args, seed)) for seed, args in enumerate(draws)]
+    run = compiled(case)
+    looped = [run(*row) for row in rows]
+    return tuple(jax.tree.map(lambda *leaves: np.stack(leaves), *trees) for trees in (rows, looped))
+
+
+@pytest.mark.parametrize(**each(CASES))
+def test_backward_is_linear_in_dy(case: Case):
+    args = case.args(dtype="float64")
+    u, v = cotangent(case, args, 5), cotangent(case, args, 6)
+    mixed = jax.tree.map(lambda a, b: 3 * a - 0.5 * b, u, v)
+    run = compiled(case)
+    assert_close(run(args, mixed), jax.tree.map(lambda a, b: 3 * a - 0.5 * b, run(args, u), run(args, v)))
+
+
+@pytest.mark.parametrize(**each(CASES))
+def test_backward_is_the_adjoint_of_the_references_tangent(case: Case):
+    """⟨u, J v⟩ = ⟨Jᵀ u, v⟩, with J v from forward mode: no reverse mode on either side but ours."""
+    args = case.args(dtype="float64")
+    flat, tree = jax.tree.flatten(args)
+    moving = [leaf for leaf, has in zip(flat, differentiable(args), strict=True) if has]
+
+    def function(*moving):
+        rest = iter(moving)
+        return case.reference(
+            *tree.unflatten([next(rest) if has else leaf for leaf, has in zip(flat, differentiable(args), strict=True)])
+        )
+
+    v = random_like(moving, 7)
+    _, tangent = jax.jit(lambda x, v: jax.jvp(function, x, v))(moving, v)
+    u = random_like(tangent, 8)
+    forward = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(u), jax.tree.leaves(tangent), strict=True))
+    ours = [d for d in compiled(case)(args, u) if d is not None]
+    backward = sum(jnp.vdot(a, b) for a, b in zip(ours, v, strict=True))
+    np.testing.assert_allclose(backward, forward, rtol=1e-10)
+
+
+@pytest.mark.parametrize(**each([*LAYERS, *MODELS]))
+def test_sharding_the_batch_changes_nothing(case: Case):
+    """Eight devices, the leading axis of x split among them; the compiler inserts the sums over devices."""
+    params, state, x = case.args(dtype="float64")
+    x = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * 8), x)
+    dy = cotangent(case, (params, state, x))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    sharded = jax.tree.map(lambda leaf: jax.device_put(leaf, split), x)
+    run = jax.jit(lambda params, x, dy: gradient(case.pair, (params, state, x), dy))
+    assert len(jax.tree.leaves(sharded)[0].devices()) == 8
+    assert_close(run(params, sharded, dy), run(params, x, dy))
+
+
+@pytest.mark.parametrize(**each(OPS))
+def test_second_derivatives_through_the_pair(case: Case):
+    """jax.grad of the custom_vjp's gradient is that of the reference's."""
+    args = case.args(dtype="float64")
+    argnums = tuple(i for i, leaf in enumerate(args) if jnp.issubdtype(leaf.dtype, jnp.floating))
+    dy, direction = cotangent(case, args), random_like([args[i] for i in argnums], 9)
+
+    def slope(function):
+        def along(*args):
+            first = jax.grad(lambda *args: jnp.vdot(function(*args), dy), argnums)(*args)
+            return sum(jnp.vdot(d, v) for d, v in zip(first, direction, strict=True))
+
+        return jax.jit(jax.grad(along, argnums))(*args)
+
+    assert_close(slope(case.unit), slope(case.reference))
