@@ -222,9 +222,11 @@ class Tied(Layer):
         params, state = self.layer.init(key, x)
         first, *others = self.places
         for place in others:
-            kept, copy = _shapes(_get(params, first)), _shapes(_get(params, place))
-            if kept != copy:
-                raise InputError(f"Tied: {first} holds {kept}, {place} holds {copy}; wants one shape and dtype")
+            kept, copy = self._found(params, first), self._found(params, place)
+            if _shapes(kept) != _shapes(copy):
+                raise InputError(
+                    f"Tied: {first} holds {_text(kept)}, {place} holds {_text(copy)}; wants one shape and dtype"
+                )
             params = _put(params, place, None)
         return params, state
 
@@ -241,6 +243,12 @@ class Tied(Layer):
         for place in others:
             dparams = _put(dparams, place, None)
         return _put(dparams, first, total), dx
+
+    def _found(self, params, place):
+        try:
+            return _get(params, place)
+        except (KeyError, IndexError, TypeError):
+            raise InputError(f"Tied: there is no place {place} in the parameters of {self.layer!r}") from None
 
     def _spread(self, params):
         first, *others = self.places
@@ -260,6 +268,8 @@ class Recompute(Layer):
     """The same derivatives from fewer residuals: only the input is kept, and the layer runs forward again in backward.
 
     The chain rule asks for intermediate values, not where they come from. Costs one more forward pass of the layer.
+    Under `Repeat` it always saves memory. Elsewhere the compiler must keep the barrier below, as for `jax.checkpoint`:
+    jaxlib 0.10 drops it on a CPU.
     """
 
     layer: Layer
@@ -333,9 +343,14 @@ def _output(layer: Layer, params, state, x):
 
 
 def _want_same_shape(x, y) -> None:
-    x, y = _shapes(x), _shapes(y)
-    if x != y:
-        raise InputError(f"maps {x} to {y}; wants the input's shape and dtype kept")
+    if _shapes(x) != _shapes(y):
+        raise InputError(f"maps {_text(x)} to {_text(y)}; wants the input's shape and dtype kept")
+
+
+def _text(x) -> str:
+    """Shapes and dtypes for people: float32[7, 5]."""
+    shapes = jax.tree.map(lambda leaf: f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}", x)
+    return shapes if isinstance(shapes, str) else str(shapes)
 
 
 def _get(tree, path: Path):

@@ -105,12 +105,13 @@ class Explanation:
         return Paths(f"a{_up(layer)}[{k}]", t.dC_da, t.da_dz, t.w[k])
 
     def factors(self) -> Iterator[Factors]:
-        """Every weight and bias of the chosen neurons, from the first layer on."""
+        """Every weight and bias of the chosen neurons, in the order of the gradient."""
         for layer, t in enumerate(self.terms, 1):
             for j in self.neurons[layer]:
                 for k in self.neurons[layer - 1]:
                     yield self.weight(layer, j, k)
-                if t.has_bias:
+            if t.has_bias:
+                for j in self.neurons[layer]:
                     yield self.bias(layer, j)
 
     def paths(self) -> Iterator[Paths]:

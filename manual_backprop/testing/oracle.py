@@ -32,8 +32,8 @@ def check_vjp(candidate: Any, reference: Callable | None, *args: Any, seed: int 
     `jax.custom_vjp`.  reference: a JAX function of the same args, written independently; None: the candidate's own primal.
     args: pytrees of arrays; integers have no cotangent.  seed: of the cotangent.
 
-    Checked: the primal; arity, structure, shape and dtype of the cotangents; each leaf's values in float64 and in the
-    args' own precision; jit against eager.  Global configuration stays as it was.
+    Checked: the primal; arity, structure, shape and dtype of the cotangents; each leaf's values in the args' own precision
+    and, if the candidate computes in it, in float64; jit against eager.  Global configuration stays as it was.
     """
     pair = as_pair(candidate)
     names = (
@@ -65,19 +65,19 @@ class Truth(NamedTuple):
 
 def _findings(pair: Pair, reference: Callable, names: tuple[str, ...], args: tuple, seed: int) -> Iterator[Finding]:
     rng = np.random.default_rng(seed)
+    own = _precision(args)
     try:
-        y = jax.eval_shape(reference, *args)
+        y = jax.tree.map(jnp.asarray, reference(*args))
     except Exception as error:
         yield _raised("reference", error)
         return
     dy = jax.tree.map(lambda leaf: _draw(rng, leaf), y)
-    own = _precision(args)
     vjp = _vjp(reference)
 
     with jax.enable_x64(True):
         args_64, dy_64 = jax.tree.map(_to_float64, (args, dy))
         y_64, dargs_64 = _leaves(*vjp(args_64, dy_64), args)
-        rounding = {p: _rounding(rng, vjp, args_64, dy_64, args, p, (y_64, dargs_64)) for p in {own, "float64"}}
+        rounding = {p: _rounding(rng, vjp, args_64, dy_64, args, p, (y_64, dargs_64)) for p in dict.fromkeys((own, "float64"))}
     truth_64 = Truth(y_64, dargs_64, *_allowed(y_64, dargs_64, rounding["float64"], None, "float64"))
 
     def run(args, dy):
@@ -93,21 +93,24 @@ def _findings(pair: Pair, reference: Callable, names: tuple[str, ...], args: tup
     truth = Truth(y_64, dargs_64, *_allowed(y_64, dargs_64, rounding[own], autodiff, own))
     in_own = list(_judge(pair.name, (run, jitted), names, args, dy, truth, own))
     yield from in_own
-    if not any(finding.detail for finding in in_own):
-        with jax.enable_x64(True):
-            yield from _judge(pair.name, (jitted,), names, args_64, dy_64, truth_64, "float64")
+    if any(finding.detail for finding in in_own):
+        return
+    with jax.enable_x64(True):
+        in_64 = list(_judge(pair.name, (jitted,), names, args_64, dy_64, truth_64, "float64"))
+    if all(finding.ok for finding in in_64 if finding.leaf == "y"):
+        yield from in_64
+    else:  # a kernel, say, that computes in its own precision whatever it is given
+        yield Finding("float64", "y", True, detail=f"not judged: the candidate does not compute in it; judged in {own}")
 
 
 def _judge(who: str, runs: tuple, names, args, dy, truth: Truth, precision: str) -> Iterator[Finding]:
     """Primal, arity, structure, shape, dtype and values of the first run; the second, if any, against the first."""
-    results = []
-    for run, how in zip(runs, ("", "under jit"), strict=False):
-        try:
-            results.append(run(args, dy))
-        except Exception as error:
-            yield _raised(who, error, f"in {precision} {how}".rstrip())
-            return
-    y, dargs = results[0]
+    run, *again = runs
+    try:
+        y, dargs = run(args, dy)
+    except Exception as error:
+        yield _raised(who, error, f"in {precision}")
+        return
     got_y = jax.tree.leaves(y)
     if [np.shape(leaf) for leaf in got_y] != [leaf.shape for leaf in truth.y]:
         shapes = [np.shape(leaf) for leaf in got_y], [leaf.shape for leaf in truth.y]
@@ -117,7 +120,7 @@ def _judge(who: str, runs: tuple, names, args, dy, truth: Truth, precision: str)
         yield _compared(f"primal in {precision}", "y", got, expected, allowed)
 
     if not isinstance(dargs, tuple) or len(dargs) != len(args):
-        count = f"a tuple of {len(dargs)}" if isinstance(dargs, tuple) else type(dargs).__name__
+        count = f"a tuple of {len(dargs)}" if isinstance(dargs, tuple) else _text(dargs)
         expected = f"a tuple of {len(args)}, one per argument"
         yield Finding("arity", "cotangents", False, detail=f"got {count}, expected {expected}")
         return
@@ -130,16 +133,20 @@ def _judge(who: str, runs: tuple, names, args, dy, truth: Truth, precision: str)
         leaves += [(f"d{name}{path}", leaf, d) for path, leaf, d in matched]
     fits = []
     for (leaf, arg, got), expected, allowed in zip(leaves, truth.dargs, truth.dargs_allowed, strict=True):
-        wanted = None if expected is None else f"{arg.dtype}{list(arg.shape)}"
-        shown = None if got is None else f"{jnp.result_type(got)}{list(jnp.shape(got))}"
+        wanted, shown = "None" if expected is None else _text(arg), _text(got)
         fits.append(wanted == shown and expected is not None)
         if wanted != shown:
             detail = f"got {shown}, expected {wanted}, as its argument"
             yield Finding("shape and dtype", leaf, False, detail=detail)
         elif expected is not None:
             yield _compared(f"gradient in {precision}", leaf, got, expected, allowed)
-    for _, again in results[1:]:
-        rows = zip(leaves, _cotangents(again, args), truth.dargs_allowed, fits, strict=True)
+    for jitted in again:
+        try:
+            _, dargs = jitted(args, dy)
+        except Exception as error:
+            yield _raised(who, error, f"in {precision} under jit")
+            return
+        rows = zip(leaves, _cotangents(dargs, args), truth.dargs_allowed, fits, strict=True)
         for (leaf, _, eager), got, allowed, fit in rows:
             if fit:
                 yield _compared(f"jit = eager, {precision}", leaf, got, np.asarray(eager), allowed)
@@ -251,6 +258,13 @@ def _compared(name: str, leaf: str, got, expected, allowed) -> Finding:
         name, leaf, wrong == 0, dtype, error.shape, float(error.max()), float(np.max(allowed)), wrong, worst,
         got[worst], expected[worst],
     )  # fmt: skip
+
+
+def _text(value) -> str:
+    """float32[7, 5], or whatever else it is."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{value.dtype}{list(value.shape)}"
+    return repr(value) if value is None else f"{type(value).__name__} {value!r}"[:80]
 
 
 def _raised(who: str, error: Exception, where: str = "") -> Finding:

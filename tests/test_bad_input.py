@@ -1,0 +1,133 @@
+"""A mistake is one line: which layer or argument, what it got, what it wants."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import manual_backprop as mb
+from manual_backprop.layers import Apply, Dense, LayerNorm
+
+KEY = jax.random.key(0)
+CLASSIFIER = mb.Objective(mb.models.mlp(11, 3), Apply(mb.ops.softmax_cross_entropy()))
+REGRESSOR = mb.Objective(mb.models.mlp(11, 3), Apply(mb.ops.squared_error()))
+X, LABELS, TARGET = jnp.ones((7, 5)), jnp.arange(7) % 3, jnp.ones((7, 3))
+
+
+def grad(objective, example, batch):
+    """The gradient on a batch, with parameters made for another."""
+    params, state = objective.init(KEY, example)
+    return mb.value_and_grad(objective)(params, state, batch)
+
+
+MISTAKES = {
+    "wrong feature count": (
+        lambda: grad(CLASSIFIER, (X, LABELS), (jnp.ones((7, 4)), LABELS)),
+        "Serial[0] Dense(11): dense: x has shape (7, 4), w (5, 11); x's last axis must be 5",
+    ),
+    "batch sizes that differ, labels": (
+        lambda: grad(CLASSIFIER, (X, LABELS), (X, LABELS[:6])),
+        "softmax_cross_entropy: logits have shape (7, 3), labels (6,); wants labels (7,) of integers, or (7, 3)",
+    ),
+    "batch sizes that differ, targets": (
+        lambda: grad(REGRESSOR, (X, TARGET), (X, TARGET[:6])),
+        "squared_error: prediction has shape (7, 3), target (6, 3); wants both [examples, outputs], alike",
+    ),
+    "batch sizes that differ, at init": (
+        lambda: REGRESSOR.init(KEY, (X, TARGET[:6])) and grad(REGRESSOR, (X, TARGET[:6]), (X, TARGET[:6])),
+        "target (6, 3)",
+    ),
+    "label out of range": (
+        lambda: grad(CLASSIFIER, (X, LABELS), (X, LABELS.at[4].set(3))),
+        "softmax_cross_entropy: label 3 is outside 0 … 2, the 3 classes",
+    ),
+    "negative label": (
+        lambda: grad(CLASSIFIER, (X, LABELS), (X, LABELS.at[4].set(-1))),
+        "softmax_cross_entropy: label -1 is outside 0 … 2",
+    ),
+    "float labels": (
+        lambda: grad(CLASSIFIER, (X, LABELS), (X, LABELS.astype(float))),
+        "softmax_cross_entropy: labels are float32; wants integers: convert them with .astype(int)",
+    ),
+    "empty batch, squared error": (
+        lambda: grad(REGRESSOR, (X, TARGET), (X[:0], TARGET[:0])),
+        "squared_error: the batch is empty, shape (0, 3); wants at least one example",
+    ),
+    "empty batch, cross-entropy": (
+        lambda: grad(CLASSIFIER, (X, LABELS), (X[:0], LABELS[:0])),
+        "softmax_cross_entropy: the batch is empty, shape (0, 3)",
+    ),
+    "integer x": (
+        lambda: grad(CLASSIFIER, (X, LABELS), (X.astype(int), LABELS)),
+        "dense: x is int32; wants floating point: convert it with .astype",
+    ),
+    "integer logits": (lambda: mb.ops.softmax_cross_entropy()(jnp.ones((2, 3), int), LABELS[:2]), "logits is int32"),
+    "integer prediction": (lambda: mb.ops.squared_error()(jnp.ones((2, 3), int), TARGET[:2]), "prediction is int32"),
+    "integer activation": (lambda: mb.ops.gelu()(jnp.arange(3)), "gelu: x is int32"),
+    "relu of booleans": (lambda: mb.ops.relu()(jnp.ones(3, bool)), "relu: x is bool"),
+    "leaky_relu of integers": (lambda: mb.ops.leaky_relu()(jnp.arange(3)), "leaky_relu: x is int32"),
+    "a matrix for a bias": (
+        lambda: mb.ops.dense()(X, jnp.ones((5, 3)), jnp.ones((1, 3))),
+        "dense: b has shape (1, 3), w (5, 3); b must be (3,)",
+    ),
+    "a vector for a weight": (lambda: mb.ops.dense()(X, jnp.ones(5), jnp.ones(3)), "dense: w has shape (5,); wants [in, out]"),
+    "a scalar x": (lambda: mb.ops.dense()(jnp.ones(()), jnp.ones((1, 3)), jnp.ones(3)), "dense: x has shape ()"),
+    "a scalar prediction": (lambda: mb.ops.squared_error()(jnp.ones(()), jnp.ones(())), "prediction has shape ()"),
+    "scale of another size": (
+        lambda: mb.ops.layer_norm()(X, jnp.ones(4), jnp.ones(5)),
+        "layer_norm: scale has shape (4,), x (7, 5); scale must be (5,)",
+    ),
+    "bias of another size": (lambda: mb.ops.layer_norm()(X, jnp.ones(5), jnp.ones(1)), "layer_norm: bias has shape (1,)"),
+    "nothing to normalise": (lambda: mb.ops.layer_norm()(jnp.ones((3, 0)), jnp.ones(0), jnp.ones(0)), "x has shape (3, 0)"),
+    "zero layers": (lambda: mb.Serial(), "Serial: got no layers; wants at least one"),
+    "zero branches": (lambda: mb.Parallel(), "Parallel: got no layers"),
+    "zero sizes": (lambda: mb.models.mlp(), "mlp: got no sizes; wants at least one layer"),
+    "zero depth": (lambda: mb.models.chain(0), "chain: depth is 0; wants at least one layer"),
+    "zero repeats": (lambda: mb.Repeat(Dense(5), 0), "Repeat: n is 0; wants at least one layer"),
+    "zero neurons": (lambda: mb.models.mlp(4, 0), "Dense: features is 0; wants at least 1"),
+    "an op for a layer": (lambda: mb.Serial(Dense(3), mb.ops.relu()), "Serial: got relu(); wants layers: an op becomes one by layers.Apply(op)"),
+    "a class for a layer": (lambda: mb.Serial(Dense(3), LayerNorm), "wants layers"),
+    "one place": (lambda: mb.Tied(Dense(3), ("w",)), "Tied: got 1 places; wants at least two"),
+    "tied shapes that differ": (
+        lambda: mb.Tied(mb.Serial(Dense(5), Dense(3)), (0, "w"), (1, "w")).init(KEY, X),
+        "Tied: (0, 'w') holds float32[5, 5], (1, 'w') holds float32[5, 3]; wants one shape and dtype",
+    ),
+    "a place that is not there": (
+        lambda: mb.Tied(mb.Serial(Dense(5), Dense(5)), (0, "w"), (2, "w")).init(KEY, X),
+        "Tied: there is no place (2, 'w')",
+    ),
+    "a residual that changes the shape": (
+        lambda: mb.Residual(Dense(3)).init(KEY, X),
+        "Residual Dense(3): maps float32[7, 5] to float32[7, 3]; wants the input's shape and dtype kept",
+    ),
+    "a repeat that changes the shape": (lambda: mb.Repeat(Dense(3), 2).init(KEY, X), "Repeat Dense(3): maps float32[7, 5]"),
+    "a cost that is no scalar": (
+        lambda: grad(mb.models.mlp(3), X, X),
+        "value_and_grad: the cost has shape (7, 3); wants a scalar: end with a cost",
+    ),
+    "an unknown option": (lambda: mb.ops.layer_norm(epsilon=1), "layer_norm: option 'epsilon' is unknown; did you mean 'eps'?"),
+    "an op that is not made yet": (lambda: mb.ops.relu(X), "relu: binds options, by keyword; apply it to arrays as relu()(…)"),
+    "a model without its batch axis": (lambda: Dense(3).init(KEY, jnp.ones(())), "Dense: x has shape (); wants [..., features]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line(name):
+    make, message = MISTAKES[name]
+    with pytest.raises(mb.InputError) as raised:
+        make()
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_under_jit_a_label_beyond_the_classes_makes_the_cost_nan():
+    """Values are not known there; the behaviour is that of jnp.take_along_axis, which fills with NaN."""
+    params, state = CLASSIFIER.init(KEY, (X, LABELS))
+    (cost, _), _ = jax.jit(mb.value_and_grad(CLASSIFIER))(params, state, (X, LABELS.at[4].set(3)))
+    assert np.isnan(cost)
+
+
+def test_under_jit_a_negative_label_counts_from_the_end():
+    logits = jnp.asarray(np.random.default_rng(0).standard_normal((7, 3)))
+    gradient = jax.jit(jax.grad(mb.ops.softmax_cross_entropy()))
+    np.testing.assert_array_equal(gradient(logits, LABELS - 3), gradient(logits, LABELS))
