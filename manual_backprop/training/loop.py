@@ -78,7 +78,7 @@ class Step:
             value_fn=lambda params: self.objective.apply(params, state, batch),
         )
         params = optax.apply_updates(params, updates)
-        return Training(params, new_state, optimizer_state, step + 1), Metrics(cost, optax.global_norm(gradient))
+        return Training(params, new_state, optimizer_state, step + 1), Metrics(cost, optax.tree.norm(gradient))
 
 
 def train(step: Step, training: Training, data, steps: int, chunk: int) -> Iterator[tuple[Training, Metrics]]:
@@ -107,6 +107,9 @@ def _diagnosis(step: Step, training: Training, data, ahead: int) -> str:
     for _ in range(ahead):
         training, _ = once(training, data)
     batch, key = step.batch(data, training.step)
-    place = first_nonfinite(step.objective, training.params, training.state, batch, key)
-    where = f"first in {place}" if place else "in the gradient's norm alone: its squares overflow"
+    try:
+        place = first_nonfinite(step.objective, training.params, training.state, batch, key)
+        where = f"first in {place}" if place else "in the gradient's norm alone: its squares overflow"
+    except InputError as error:  # values are known here, as they were not under jit
+        where = str(error)
     return f"step {int(training.step)}: the cost or the gradient is not finite, {where}"

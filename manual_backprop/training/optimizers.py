@@ -22,12 +22,14 @@ def aliases() -> dict[str, Callable]:
     }
 
 
-def optimizer(name: str, learning_rate: float) -> optax.GradientTransformationExtraArgs:
+def optimizer(name: str, learning_rate: float, seed: int = 0) -> optax.GradientTransformationExtraArgs:
     """`optax.<name>(learning_rate)`. Its update also takes value, grad and value_fn, which a line search asks for.
+    seed: for the noise of noisy_sgd.
 
     Raises InputError for a name that optax does not have and for a learning rate that is not a positive number.
     """
     alias = choose("optimizer", name, aliases())
     if not (learning_rate > 0 and math.isfinite(learning_rate)):
         raise InputError(f"learning rate {learning_rate} is out of range; wants a positive number")
-    return optax.with_extra_args_support(alias(learning_rate))
+    noise = {"key": seed} if "key" in inspect.signature(alias).parameters else {}
+    return optax.with_extra_args_support(alias(learning_rate, **noise))

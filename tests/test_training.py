@@ -1,0 +1,226 @@
+"""Around optax: the loop, its guards, optimisers by name, devices, the run's folder, progress."""
+
+import io
+import json
+import re
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from rich.console import Console
+
+import manual_backprop as mb
+from manual_backprop.layers import Apply
+from manual_backprop.training import run
+from manual_backprop.training.devices import device
+from manual_backprop.training.loop import NonFinite, Step, train
+from manual_backprop.training.optimizers import aliases, optimizer
+from manual_backprop.training.progress import progress
+
+OBJECTIVE = mb.Objective(mb.models.mlp(7, 3, activation=mb.ops.relu()), Apply(mb.ops.softmax_cross_entropy()))
+
+
+def data(examples=20):
+    rng = np.random.default_rng(0)
+    return jnp.asarray(rng.standard_normal((examples, 5)), jnp.float32), jnp.asarray(rng.integers(0, 3, examples))
+
+
+def small_step(**options) -> Step:
+    settings = {"objective": OBJECTIVE, "optimizer": optimizer("sgd", 0.1), "batch_size": 4, "seed": 0} | options
+    return Step(**settings)
+
+
+def last(step, arrays, steps, chunk):
+    for training, _ in train(step, step.start(arrays), arrays, steps, chunk):
+        pass
+    return training
+
+
+def test_a_step_is_gradient_descent_on_its_batch():
+    step, arrays = small_step(), data()
+    training = step.start(arrays)
+    batch, _ = step.batch(arrays, 0)
+    cost, gradient = jax.value_and_grad(lambda p: OBJECTIVE.apply(p, training.state, batch))(training.params)
+    after, metrics = step(training, arrays)
+    expected = jax.tree.map(lambda w, dw: w - 0.1 * dw, training.params, gradient)
+    for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(metrics.cost, cost, rtol=1e-6)
+    np.testing.assert_allclose(metrics.gradient_norm, optax.tree.norm(gradient), rtol=1e-5)
+    assert int(after.step) == 1
+
+
+def test_batches_are_a_pure_function_of_seed_and_step():
+    arrays = data()
+    (a, _), (b, _), (c, _), (d, _) = (
+        small_step(seed=seed).batch(arrays, step) for seed, step in ((0, 3), (0, 3), (0, 4), (1, 3))
+    )
+    np.testing.assert_array_equal(a[0], b[0])
+    assert not np.array_equal(a[0], c[0]) and not np.array_equal(a[0], d[0])
+    np.testing.assert_array_equal(a[0][0], arrays[0][np.flatnonzero((arrays[0] == a[0][0]).all(1))[0]])
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not():
+    arrays = data()
+    a, b, c = (jax.tree.leaves(last(small_step(seed=seed), arrays, 10, 5).params) for seed in (0, 0, 1))
+    for one, same, other in zip(a, b, c, strict=True):
+        np.testing.assert_array_equal(one, same)
+        assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 10, 100])
+def test_the_chunk_changes_no_bit(chunk):
+    arrays = data()
+    ours, once = last(small_step(), arrays, 10, chunk), last(small_step(), arrays, 10, 10)
+    assert int(ours.step) == 10
+    jax.tree.map(np.testing.assert_array_equal, ours.params, once.params)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "place"),
+    [
+        (
+            lambda x, t: (x.at[:, 2].set(jnp.nan), t),
+            "step 0: the cost or the gradient is not finite, first in the input",
+        ),
+        (lambda x, t: (x.at[:].set(3e38), t), "first in forward, at model[0] Dense(7)"),
+        (lambda x, t: (x, t.at[:].set(9)), "softmax_cross_entropy: label 9 is outside 0 … 2"),
+    ],
+    ids=["NaN in the data", "overflow", "label beyond the classes"],
+)
+def test_what_is_not_finite_stops_with_step_and_layer(spoil, place):
+    with pytest.raises(NonFinite, match=re.escape(place)):
+        last(small_step(), spoil(*data()), 10, 5)
+
+
+def test_the_step_that_is_named_is_the_first_bad_one():
+    """One example of many is NaN: the run goes on until the batch that holds it."""
+    x, t = data(1000)
+    x = x.at[17, 0].set(jnp.nan)
+    step = small_step()
+    first = next(i for i in range(2000) if np.isnan(step.batch((x, t), i)[0][0]).any())
+    assert first > 3  # else nothing is shown
+    rows = []
+    with pytest.raises(NonFinite, match=rf"^step {first}: .* first in the input"):
+        for training, _ in train(step, step.start((x, t)), (x, t), 2000, 2):
+            rows.append(int(training.step))
+    assert rows == list(range(2, first + 1, 2))
+
+
+def test_divergence_is_found_in_the_layer_where_it_shows():
+    step = small_step(optimizer=optimizer("sgd", 1e30))
+    with pytest.raises(NonFinite, match=r"^step [1-3]: .* first in .*(model|cost)"):
+        last(step, data(), 10, 5)
+
+
+@pytest.mark.parametrize("name", sorted(aliases()))
+def test_every_alias_of_optax_takes_a_step(name):
+    step, arrays = small_step(optimizer=optimizer(name, 0.01)), data()
+    training = step.start(arrays)
+    after = last(step, arrays, 3, 3)
+    assert any(
+        np.any(a != b) for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(training.params), strict=True)
+    )
+
+
+def test_the_aliases_are_those_that_optax_documents():
+    assert {"sgd", "adam", "adamw", "lion", "lbfgs", "polyak_sgd", "adafactor", "rmsprop"} <= set(aliases())
+    assert not any(name.startswith(("_", "scale_by")) for name in aliases())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: optimizer("adm", 0.1), "optimizer 'adm' is unknown; did you mean 'adam'?"),
+        (lambda: optimizer("sgd", 0.0), "learning rate 0.0 is out of range"),
+        (lambda: optimizer("sgd", float("nan")), "learning rate nan is out of range"),
+        (lambda: small_step(batch_size=0), "batch size 0 is out of range"),
+        (lambda: device("quantum"), "device 'quantum': this machine, with this jax, has none; found: cpu"),
+    ],
+    ids=["name", "zero", "nan", "batch", "device"],
+)
+def test_bad_input(make, message):
+    with pytest.raises(mb.InputError, match=re.escape(message)):
+        make()
+
+
+def test_a_missing_device_is_never_another():
+    if jax.default_backend() != "cpu":
+        pytest.skip("there is an accelerator")
+    for platform in ("gpu", "tpu"):
+        with pytest.raises(mb.InputError, match=f"device '{platform}'"):
+            device(platform)
+    assert device("cpu").platform == device(None).platform == "cpu"
+
+
+# ── the run's folder ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_folder_is_never_used_twice(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = [run.new_folder("digits") for _ in range(4)]
+    assert len(set(folders)) == 4 and all(folder.parent.as_posix() == "runs/digits" for folder in folders)
+    with pytest.raises(mb.InputError, match="exists; nothing is overwritten: name another"):
+        run.new_folder("digits", folders[0])
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(mb.InputError, match=r"cannot be made: Not a directory"):
+        run.new_folder("digits", tmp_path / "file" / "run")
+
+
+def test_json_is_written_whole(tmp_path):
+    run.write_json(tmp_path / "config.json", {"path": tmp_path, "n": 3})
+    assert json.loads((tmp_path / "config.json").read_text()) == {"path": str(tmp_path), "n": 3}
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_the_first_interrupt_asks_and_the_second_quits():
+    with run.stop_on_interrupt() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (mb.InputError("x is wrong"), 2, "error: x is wrong\n"),
+        (NonFinite("step 3"), 1, "stopped: step 3\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (None, 0, ""),
+    ],
+    ids=["mistake", "not finite", "Ctrl-C", "well"],
+)
+def test_how_a_run_ends(error, code, line, capsys):
+    def experiment():
+        if error:
+            raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run.main(experiment)
+    assert (ended.value.code, capsys.readouterr().err) == (code, line)
+
+
+def test_progress_without_a_terminal_prints_a_few_lines():
+    out = io.StringIO()
+    with progress(Console(file=out, width=200), 1000) as update:
+        for step in range(10, 1001, 10):
+            update(step, f"cost {1 / step:.3f}")
+    lines = out.getvalue().splitlines()
+    assert 10 <= len(lines) <= 11
+    assert re.fullmatch(r"step 1000/1000  \d+ steps/s  0 s left  cost 0.001", lines[-1])
+
+
+def test_progress_on_a_terminal_is_a_bar():
+    out = io.StringIO()
+    with progress(Console(file=out, width=120, force_terminal=True), 100) as update:
+        update(50, "cost 0.5")
+        update(100, "cost 0.1")
+    assert "100/100" in out.getvalue() and "steps/s" in out.getvalue() and "━" in out.getvalue()
