@@ -107,7 +107,9 @@ def main() -> int:
 def experiment(config: Config, console: Console) -> int:
     pixels = images.load(config.data, config.data_dir)
     objective = network(config, len(pixels.names))
-    step = Step(objective, optimizer(config.optimizer, config.learning_rate, config.seed), config.batch_size, config.seed)
+    step = Step(
+        objective, optimizer(config.optimizer, config.learning_rate, config.seed), config.batch_size, config.seed
+    )
     one_hot = config.cost == "squared_error"
     data, held_out = (
         (jnp.asarray(x), jax.nn.one_hot(labels, len(pixels.names)) if one_hot else jnp.asarray(labels))
@@ -137,7 +139,9 @@ def experiment(config: Config, console: Console) -> int:
         progress(console, config.steps) as update,
     ):
         try:
-            for training, metrics in train(step, training, data, config.steps, chunk=min(max(1, config.steps // 100), 200)):
+            for training, metrics in train(
+                step, training, data, config.steps, chunk=min(max(1, config.steps // 100), 200)
+            ):
                 row = {
                     "step": int(training.step),
                     "cost": float(metrics.cost.mean()),

@@ -219,7 +219,7 @@ def install(accelerator):
         pip, python = [uv, "-q", "pip"], ["--python", str(PYTHON)]
         done = (
             call(uv, "-q", "venv", "--allow-existing", "--python", base, str(VENV))
-            and call(*pip, "sync", *python, "--require-hashes", "--only-binary", ":all:", lock)
+            and call(*pip, "sync", *python, "--compile-bytecode", "--require-hashes", "--only-binary", ":all:", lock)
             and call(*pip, "install", *python, *project)
         )
     else:

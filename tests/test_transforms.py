@@ -90,7 +90,7 @@ def test_sharding_the_batch_changes_nothing(case: Case):
     params, state, x = case.args(dtype="float64")
     x = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * 8), x)
     dy = cotangent(case, (params, state, x))
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices("cpu"))
     split = NamedSharding(mesh, PartitionSpec("data"))
     sharded = jax.tree.map(lambda leaf: jax.device_put(leaf, split), x)
     run = jax.jit(lambda params, x, dy: gradient(case.pair, (params, state, x), dy))

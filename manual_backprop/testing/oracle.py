@@ -77,7 +77,9 @@ def _findings(pair: Pair, reference: Callable, names: tuple[str, ...], args: tup
     with jax.enable_x64(True):
         args_64, dy_64 = jax.tree.map(_to_float64, (args, dy))
         y_64, dargs_64 = _leaves(*vjp(args_64, dy_64), args)
-        rounding = {p: _rounding(rng, vjp, args_64, dy_64, args, p, (y_64, dargs_64)) for p in dict.fromkeys((own, "float64"))}
+        rounding = {
+            p: _rounding(rng, vjp, args_64, dy_64, args, p, (y_64, dargs_64)) for p in dict.fromkeys((own, "float64"))
+        }
     truth_64 = Truth(y_64, dargs_64, *_allowed(y_64, dargs_64, rounding["float64"], None, "float64"))
 
     def run(args, dy):

@@ -71,30 +71,32 @@ def sensitivities(x, dx, weights, dweights, shape, titles: Sequence[str], path: 
 
     x, dx [n, pixels]; weights, dweights [pixels, neurons]; titles: one an example. Red is positive, blue negative.
     """
-    neurons = min(16, weights.shape[1])
-    columns = max(len(x), neurons)
-    figure, axes = plt.subplots(4, columns, figsize=(0.82 * columns, 4.6), layout="constrained")
-    for axis in axes.flat:
-        axis.axis("off")
-    for n in range(len(x)):
-        axes[0, n].imshow(x[n].reshape(shape), cmap="gray_r", vmin=0, vmax=1)
-        axes[0, n].set_title(titles[n], fontsize=8)
-        _signed(axes[1, n], dx[n].reshape(shape))
-    for j in range(neurons):
-        _signed(axes[2, j], weights[:, j].reshape(shape))
-        axes[2, j].set_title(f"j = {j}", fontsize=8)
-        _signed(axes[3, j], dweights[:, j].reshape(shape))
-    for row, name in enumerate(("a picture x", "∂C/∂x", "w⁽¹⁾ of neuron j", "∂C/∂w⁽¹⁾")):
-        axes[row, 0].text(-0.25, 0.5, name, transform=axes[row, 0].transAxes, ha="right", va="center", fontsize=9)
-    figure.suptitle(
-        "Which pixels, made darker, raise the cost (red) or lower it (blue); each picture on its own scale", fontsize=10
+    neurons = [f"j = {j}" for j in range(min(len(x), weights.shape[1]))]
+    rows = (
+        ("a picture x", x - 0.5, "gray_r", titles),
+        ("∂C/∂x", dx, "RdBu_r", ()),
+        ("w⁽¹⁾ of neuron j", weights.T[: len(neurons)], "RdBu_r", neurons),
+        ("∂C/∂w⁽¹⁾", dweights.T[: len(neurons)], "RdBu_r", ()),
     )
+    figure, axes = plt.subplots(len(rows), 1, figsize=(0.82 * len(x) + 1.2, 4.6), layout="constrained")
+    for axis, (name, pictures, colours, labels) in zip(axes, rows, strict=True):
+        axis.imshow(_side_by_side(pictures, shape, len(x)), cmap=colours, vmin=-1, vmax=1, aspect="equal")
+        for n, label in enumerate(labels):
+            axis.text((n + 0.5) * (shape[1] + 1) - 1, -1, label, ha="center", fontsize=8)
+        axis.text(-1.5, shape[0] / 2, name, ha="right", va="center", fontsize=9)
+        axis.axis("off")
+    caption = "Which pixels, made darker, raise the cost (red) or lower it (blue); each picture on its own scale"
+    figure.suptitle(caption, fontsize=10)
     _save(figure, path)
 
 
-def _signed(axis, picture) -> None:
-    largest = np.abs(picture).max() or 1.0
-    axis.imshow(picture, cmap="RdBu_r", vmin=-largest, vmax=largest)
+def _side_by_side(pictures, shape, columns: int):
+    """One picture of all of them, each scaled to -1 … 1, a blank column between; blank to the right of the last."""
+    height, width = shape
+    row = np.full((height, columns * (width + 1) - 1), np.nan)
+    for n, picture in enumerate(pictures):
+        row[:, n * (width + 1) : n * (width + 1) + width] = picture.reshape(shape) / (np.abs(picture).max() or 1.0)
+    return row
 
 
 def _save(figure: Figure, path: Path) -> None:

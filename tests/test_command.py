@@ -1,0 +1,103 @@
+"""The console command `manual-backprop`."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+import manual_backprop as mb
+from manual_backprop.__main__ import main
+
+MODULE = """
+import jax, jax.numpy as jnp, manual_backprop as mb
+@jax.custom_vjp
+def right(x, w): return jnp.tanh(x @ w)
+def forward(x, w): return jnp.tanh(x @ w), (x, w, jnp.tanh(x @ w))
+def backward(r, dy): x, w, y = r; dz = dy * (1 - y * y); return dz @ w.T, x.T @ dz
+right.defvjp(forward, backward)
+@jax.custom_vjp
+def wrong(x, w): return jnp.tanh(x @ w)
+wrong.defvjp(forward, lambda r, dy: (backward(r, dy)[0], 2 * backward(r, dy)[1]))
+def reference(x, w): return jnp.tanh(x @ w)
+def pick(x, i): return x[i]
+op = mb.ops.gelu()
+"""
+
+
+def run(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    out, err = capsys.readouterr()
+    return ended.value.code, out, err
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    (tmp_path / "kernels_of_a_user.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def test_check_passes_a_right_backward(capsys):
+    shapes = ["--shapes", "f32[7,5],f32[5,3]"]
+    code, out, _ = run(
+        ["check", "kernels_of_a_user:right", "--reference", "kernels_of_a_user:reference", *shapes], capsys
+    )
+    assert code == 0 and "right against reference, seed=0: ok" in out
+
+
+def test_check_names_the_leaf_of_a_wrong_one(capsys):
+    shapes = ["--shapes", "f32[7,5], f32[5,3]", "--seed", "3"]
+    code, out, _ = run(
+        ["check", "kernels_of_a_user:wrong", "--reference", "kernels_of_a_user:reference", *shapes], capsys
+    )
+    assert code == 1 and re.search(r"FAIL dw +gradient in float64", out) and "seed=3" in out
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+def test_check_takes_ops_dtypes_and_no_reference(dtype, capsys):
+    assert run(["check", "kernels_of_a_user:op", "--shapes", f"{dtype}[7,5]"], capsys)[0] == 0
+
+
+def test_check_takes_integers_and_float64(tmp_path):
+    """In a process of its own: float64 is a setting of the process."""
+    command = [sys.executable, "-m", "manual_backprop", "check", "kernels_of_a_user:pick", "--shapes", "f64[7],i32[3]"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "float64[7]" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["check", "kernels_of_a_user", "--shapes", "f32[3]"],
+            "'kernels_of_a_user' names nothing; wants package.module:name",
+        ),
+        (["check", "no.such:f", "--shapes", "f32[3]"], "'no.such:f' cannot be had: No module named 'no'"),
+        (["check", "kernels_of_a_user:nothing", "--shapes", "f32[3]"], "has no attribute 'nothing'"),
+        (["check", "kernels_of_a_user:op", "--shapes", "f32(3)"], "--shapes 'f32(3)' is not understood"),
+        (["check", "kernels_of_a_user:op", "--shapes", "f33[3]"], "dtype 'f33' is unknown; did you mean 'f32'?"),
+        (["check", "kernels_of_a_user:op", "--shapes", "i32[3]"], "no argument is of a floating dtype"),
+        (["check", "kernels_of_a_user:op"], "--shapes"),
+        (["chek"], "chek"),
+        ([], "COMMAND"),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_one_line(arguments, message, capsys):
+    code, _, err = run(arguments, capsys)
+    assert code == 2
+    assert message in err and "Traceback" not in err
+
+
+def test_ops_lists_every_op(capsys):
+    code, out, _ = run(["ops"], capsys)
+    assert code == 0
+    assert [line.split("(")[0] for line in out.splitlines()] == [name for name in mb.ops.__all__ if name.islower()]
+
+
+def test_version(capsys):
+    code, out, _ = run(["--version"], capsys)
+    assert code == 0 and out.startswith(f"manual_backprop {mb.__version__}, jax ")
