@@ -60,10 +60,8 @@ def main() -> int:
 def experiment(config: Config) -> None:
     inputs, *sizes = config.sizes
     f = mb.ops.ACTIVATIONS[config.activation]()
-    if set(config.sizes) == {1}:
-        model = mb.models.chain(len(sizes), f)
-    else:
-        model = mb.models.mlp(*sizes, activation=f, last=f)
+    one_neuron_each = set(config.sizes) == {1}
+    model = mb.models.chain(len(sizes), f) if one_neuron_each else mb.models.mlp(*sizes, activation=f, last=f)
     objective = mb.Objective(model, Apply(mb.ops.squared_error()))
     x_key, t_key, w_key = jax.random.split(jax.random.key(config.seed), 3)
     batch = (
@@ -75,9 +73,7 @@ def experiment(config: Config) -> None:
     explanation = explain(objective, params, batch, learning_rate=config.learning_rate)
     print(f"{model!r}, cost {objective.cost.op!r}\n")
     print(explanation)
-    print(
-        f"\nA nudge of ε = {config.epsilon:g} to each weight and bias alone, beside the product of the chain rule, averaged"
-    )
+    print(f"\nA nudge of ε = {config.epsilon:g} to each weight and bias alone, beside the average product")
     print(f"{'':16}{'(C(w+ε)-C(w))/ε':>18}{'product':>18}{'difference':>14}")
     for name, slope, product in nudges(objective, params, state, batch, explanation, config.epsilon):
         print(f"∂C/∂{name:12}{slope:18.9f}{product:18.9f}{slope - product:14.1e}")

@@ -64,7 +64,7 @@ class Config:
 
 
 def network(config: Config, classes: int) -> mb.Objective:
-    """The network and its cost. Under the squared error the outputs are sigmoids: an opinion from 0 to 1 on each digit."""
+    """The network and its cost. Under the squared error the outputs are sigmoids: opinions from 0 to 1."""
     last = mb.ops.sigmoid() if config.cost == "squared_error" else None
     model = mb.models.mlp(*config.hidden, classes, activation=mb.ops.ACTIVATIONS[config.activation](), last=last)
     return mb.Objective(model, Apply(COSTS[config.cost]))
@@ -121,9 +121,8 @@ def experiment(config: Config, console: Console) -> int:
     size = sum(leaf.size for leaf in jax.tree.leaves(first.params))
     console.print(f"device  {describe(used)}")
     console.print(f"model   {objective.model!r}, {data[0].shape[1]} inputs, {size:,} parameters")
-    console.print(
-        f"cost    {objective.cost.op!r}, {config.optimizer}, {len(data[0]):,} training and {len(held_out[0]):,} held-out pictures"
-    )
+    console.print(f"cost    {objective.cost.op!r}, minimised by {config.optimizer}")
+    console.print(f"data    {config.data}, {len(data[0]):,} pictures to learn from, {len(held_out[0]):,} held out")
     folder = run.new_folder("digits", config.folder)
     versions = {"jax": jax.__version__, "python": platform.python_version(), "manual_backprop": mb.__version__}
     run.write_json(folder / "config.json", asdict(config) | {"device_used": str(used), "versions": versions})
@@ -139,9 +138,8 @@ def experiment(config: Config, console: Console) -> int:
         progress(console, config.steps) as update,
     ):
         try:
-            for training, metrics in train(
-                step, training, data, config.steps, chunk=min(max(1, config.steps // 100), 200)
-            ):
+            chunk = min(max(1, config.steps // 100), 200)
+            for training, metrics in train(step, first, data, config.steps, chunk):
                 row = {
                     "step": int(training.step),
                     "cost": float(metrics.cost.mean()),

@@ -1,6 +1,6 @@
 """Combinators: layers made of layers. Each is one sentence of the calculus, whatever the layers are.
 
-`params` and `state` of a combinator of several layers are tuples, one entry a layer; a PRNG key is split, one key a layer.
+`params` and `state` of a combinator of several layers are tuples, one entry a layer. A PRNG key is split, one a layer.
 """
 
 from __future__ import annotations

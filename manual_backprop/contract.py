@@ -1,4 +1,4 @@
-"""The contract: an op is a local derivative, a layer is an op with parameters, an objective is a layer that ends in the cost.
+"""The contract: an op is a local derivative, a layer an op with parameters, an objective a layer that ends in the cost.
 
 Everything in this library is one of the three sentences of the calculus:
 
@@ -85,7 +85,7 @@ class Op:
 
 
 def op(rule: Callable[..., tuple[Callable, Callable]]) -> Callable[..., Op]:
-    """Turns `rule(*, options…) -> (forward, backward)` into a constructor of Ops. Options are bound by keyword, once."""
+    """Makes of `rule(*, options…) -> (forward, backward)` a constructor of Ops, which binds options by keyword."""
     signature = inspect.signature(rule)
 
     @functools.wraps(rule)

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, LAYERS, MODELS, OPS, Case, compiled, each, gradient, leaves_of, random_like
 
 import manual_backprop as mb
+from cases import CASES, LAYERS, MODELS, OPS, Case, compiled, each, gradient, leaves_of, random_like
 from manual_backprop.layers import Apply, Dense, LayerNorm
 
 

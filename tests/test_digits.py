@@ -13,10 +13,10 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
-from test_images import archive
 
 import experiments.digits
 from manual_backprop import training
+from test_images import archive
 
 EXPERIMENT = Path(__file__).parents[1] / "experiments" / "digits.py"
 PICTURES = "curves.png", "mistakes.png", "sensitivities.png"
@@ -140,7 +140,18 @@ def test_a_mistake_in_the_shell_shows_no_traceback(tmp_path):
 
 def test_divergence_stops_with_step_and_layer_and_keeps_what_was_saved(tmp_path):
     """Every row before stays; the pictures are of the last good state."""
-    options = "--activation relu --cost softmax_cross_entropy --optimizer sgd --learning-rate 1e25 --steps 500".split()
+    options = [
+        "--activation",
+        "relu",
+        "--cost",
+        "softmax_cross_entropy",
+        "--optimizer",
+        "sgd",
+        "--learning-rate",
+        "1e25",
+        "--steps",
+        "500",
+    ]
     done = digits(*options, "--folder", tmp_path / "run", cwd=tmp_path)
     assert done.returncode == 1
     assert re.search(

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import random_like
 
 import experiments.chain
 import manual_backprop as mb
+from cases import random_like
 from manual_backprop import training
 from manual_backprop.inspection import explain, first_nonfinite
 from manual_backprop.layers import Apply, Dense, LayerNorm
@@ -95,7 +95,7 @@ def test_paths_add_up_to_the_derivative_of_the_layer_before(network):
 
 def test_a_path_is_what_a_neuron_sends_through_one_other_alone(network):
     """Nudge a_k, let one z_j alone feel it: the cost of the example moves by that path."""
-    objective, params, (x, target) = network
+    objective, _, (_, target) = network
     explanation = explain(*network)
     t = explanation.terms[-1]
     step, n, k = 1e-6, 2, 0
@@ -111,7 +111,6 @@ def test_a_path_is_what_a_neuron_sends_through_one_other_alone(network):
 
 
 def test_one_step_of_gradient_descent(network):
-    objective, params, batch = network
     explanation = explain(*network, learning_rate=1e-3)
     assert explanation.cost_after < explanation.cost
     np.testing.assert_allclose(explanation.cost, explanation.costs.mean())

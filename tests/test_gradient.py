@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from cases import CASES, Case, compiled, each, random_like
 
+from cases import CASES, Case, compiled, each, random_like
 from manual_backprop.testing import check_vjp
 
 

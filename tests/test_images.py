@@ -150,7 +150,7 @@ def test_an_unknown_name_suggests_the_nearest():
 @pytest.fixture
 def served(folder, tmp_path, monkeypatch):
     """The archive on a server, its true hashes in the table, and an empty cache."""
-    handler = lambda *args: QuietHandler(*args, directory=str(folder))  # noqa: E731
+    handler = lambda *args: QuietHandler(*args, directory=str(folder))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     sha256 = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import BLOCK, random_like
 
 import manual_backprop as mb
+from cases import BLOCK, random_like
 from manual_backprop.layers import Apply, Dense, Identity
 
 

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import integer_cross_entropy, random_like, squared_error
 
 import manual_backprop as mb
+from cases import integer_cross_entropy, random_like, squared_error
 from manual_backprop.layers import Apply, Dense
 
 

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import OPS, Case
 
 import manual_backprop as mb
+from cases import OPS, Case
 from manual_backprop.layers import Dense
 from manual_backprop.testing import Program, assert_vjp_matches, check_vjp, compare, gradient_difference
 

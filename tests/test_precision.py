@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from cases import CASES, Case, compiled, each, random_like
 
 DRAWS = 64  # rounding errors are random: two medians over many draws can be compared, two draws cannot

@@ -8,9 +8,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from cases import CASES, LAYERS, MODELS, OPS
 
 import manual_backprop as mb
+from cases import CASES, LAYERS, MODELS, OPS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "manual_backprop"

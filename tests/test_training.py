@@ -34,8 +34,7 @@ def small_step(**options) -> Step:
 
 
 def last(step, arrays, steps, chunk):
-    for training, _ in train(step, step.start(arrays), arrays, steps, chunk):
-        pass
+    *_, (training, _) = train(step, step.start(arrays), arrays, steps, chunk)
     return training
 
 

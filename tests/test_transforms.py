@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, LAYERS, MODELS, OPS, Case, compiled, differentiable, each, gradient, random_like
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from cases import CASES, LAYERS, MODELS, OPS, Case, compiled, differentiable, each, gradient, random_like
 
 
 def cotangent(case: Case, args, seed=4):

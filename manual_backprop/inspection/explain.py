@@ -6,7 +6,7 @@ For layer L with z = w a⁽ᴸ⁻¹⁾ + b and a = f(z), neurons j of layer L an
     ∂C/∂b_j  = ∂C/∂a_j · ∂a_j/∂z_j · 1
     ∂C/∂a⁽ᴸ⁻¹⁾_k = Σ_j ∂C/∂a_j · ∂a_j/∂z_j · w_jk       one path through each j
 
-Each is averaged over the examples. Layers count from 1, the input is layer 0; neurons and examples count from 0, as in code.
+Each is averaged over the examples. Layers count from 1, the input is layer 0; neurons and examples count from 0.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class Terms(NamedTuple):
 class Explanation:
     """The numbers of one network on one batch; prints as a report. `terms[L - 1]` holds layer L.
 
-    gradient is ∇C as `value_and_grad` finds it, one flat vector: layer by layer, w_jk row by row of j, then b; names says
-    which entry is which. cost_after follows one step of gradient descent, w - learning_rate · ∂C/∂w for every parameter.
+    gradient is ∇C as `value_and_grad` finds it, one flat vector: layer by layer, w_jk row by row of j, then b; `names`
+    says which entry is which. cost_after is that of params_after, one step of descent on: w - learning_rate · ∂C/∂w.
     """
 
     terms: tuple[Terms, ...]
@@ -140,7 +140,7 @@ class Explanation:
 
     def _path_table(self) -> str:
         lines = [
-            "Every neuron: ∂C/∂a⁽ᴸ⁻¹⁾[k] = Σⱼ ∂C/∂a⁽ᴸ⁾[j] · ∂a⁽ᴸ⁾[j]/∂z⁽ᴸ⁾[j] · w⁽ᴸ⁾[j,k], one path through each j, and their sum",
+            "Every neuron: ∂C/∂a⁽ᴸ⁻¹⁾[k] = Σⱼ ∂C/∂a⁽ᴸ⁾[j] · ∂a⁽ᴸ⁾[j]/∂z⁽ᴸ⁾[j] · w⁽ᴸ⁾[j,k], a path through each j",
             f"{'':16}{'example':>8}{'through':>10}{'∂C/∂a':>14}{'∂a/∂z':>14}{'w':>14}{'path':>14}",
         ]
         for p in self.paths():
@@ -160,7 +160,7 @@ class Explanation:
             [
                 f"∇C, {len(self.gradient)} entries:",
                 *rows,
-                f"One step down, w - {self.learning_rate:g} · ∂C/∂w: C = {self.cost:.9g} before, {self.cost_after:.9g} after",
+                f"Step w - {self.learning_rate:g} · ∂C/∂w: C = {self.cost:.9g} before, {self.cost_after:.9g} after",
             ]
         )
 
@@ -175,7 +175,7 @@ def explain(
 ) -> Explanation:
     """The chain rule of `objective` on `batch`, factor by factor and path by path.
 
-    objective: `Objective(model, cost)`, the model a Serial of Dense layers and activations, such as `models.chain()` and
+    objective: `Objective(model, cost)`, the model a Serial of Dense layers and activations, such as `models.chain()` or
     `models.mlp(…)`; the cost an average over the examples.  batch: (x [examples, in], target).
     neurons: which to show, {layer: indices}, the input being layer 0; layers left out show all of theirs.
     Raises InputError for another kind of model, and for a neuron that is not there.

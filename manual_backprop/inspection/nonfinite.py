@@ -16,7 +16,7 @@ from manual_backprop.contract import Layer
 def first_nonfinite(objective: Objective, params: Any, state: Any, batch: tuple, key=None) -> str | None:
     """Names the first place, forward and then backward, that holds a value which is not finite; None if all are.
 
-    Runs the objective layer by layer, outside jit: "the input", "the parameters of …", "forward, at …", "backward, at …".
+    Runs the objective layer by layer, outside jit. Places: "the input", "forward, at …", "backward, at …".
     """
     for place, values in _values(objective, params, state, batch, key):
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(values) if _inexact(leaf)):

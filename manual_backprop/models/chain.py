@@ -9,8 +9,9 @@ from manual_backprop.models.mlp import mlp
 
 
 def chain(depth: int = 3, activation: Op | None = None) -> Serial:
-    """`depth` layers of one neuron, a⁽ᴸ⁾ = f(w⁽ᴸ⁾ a⁽ᴸ⁻¹⁾ + b⁽ᴸ⁾): x [..., 1] → [..., 1]; by default three weights and biases.
+    """`depth` layers of one neuron, a⁽ᴸ⁾ = f(w⁽ᴸ⁾ a⁽ᴸ⁻¹⁾ + b⁽ᴸ⁾): x [..., 1] → [..., 1].
 
+    By default three weights and three biases.
     activation: f, by default the sigmoid. Raises InputError for a depth below 1.
     """
     if depth < 1:

@@ -2,7 +2,8 @@
 
 The formulas are calculus; each rule says what it saves, and why that is the cheapest thing to save: where f′ can be had
 from the output, nothing new is kept, since the next layer keeps that output as its input.
-`jax.nn` has the same functions; softplus is Dugas et al. 2001, silu and gelu are Hendrycks & Gimpel 2016 (arXiv:1606.08415).
+`jax.nn` has the same functions. Sources: softplus, Dugas et al. 2001; silu and gelu, Hendrycks & Gimpel 2016,
+arXiv:1606.08415; leaky_relu, Maas, Hannun & Ng 2013; the others are older than their papers.
 All run in at least float32 and return the dtype of x.
 """
 
@@ -108,7 +109,10 @@ def leaky_relu(*, negative_slope: float = 0.01):
 
 @op
 def softplus():
-    """y = ln(1 + eˣ), as max(x, 0) + ln(1 + e⁻|ˣ|), which cannot overflow;  dx = dy · σ(x) = dy · (1 - e⁻ʸ).  Saved: y."""
+    """y = ln(1 + eˣ), as max(x, 0) + ln(1 + e⁻|ˣ|), which cannot overflow;  dx = dy · σ(x) = dy · (1 - e⁻ʸ).
+
+    Saved: y.
+    """
     return from_output(
         "softplus",
         lambda x: jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x))),

@@ -4,7 +4,7 @@ For each vector x of d entries, ⟨·⟩ the mean over them:
 
     y = scale · x̂ + bias,    x̂ = (x - ⟨x⟩) · rstd,    rstd = 1/√(⟨(x - ⟨x⟩)²⟩ + eps)
 
-xᵢ reaches y by three paths: itself, the mean, and rstd, where ∂rstd/∂xᵢ = -rstd² x̂ᵢ / d. With g = dy · scale they add up to
+xᵢ reaches y by three paths: itself, the mean, and rstd, where ∂rstd/∂xᵢ = -rstd² x̂ᵢ / d. With g = dy · scale the sum is
 
     dx = rstd · (g - ⟨g⟩ - x̂ · ⟨g · x̂⟩),    dscale = Σ dy · x̂,    dbias = Σ dy      (Σ over the leading axes)
 

@@ -34,8 +34,8 @@ def softmax_cross_entropy():
     """logits [..., classes], labels [...] of integers or [..., classes] → C, a scalar in at least float32.
 
     Raises InputError for shapes that do not fit, for float labels where integers are due, for an empty batch, and for a
-    label outside 0 … classes - 1 in an eager call. Inside jit values are not known, and indexing is JAX's: a label beyond
-    the classes makes the cost NaN, a negative one counts from the end.
+    label outside 0 … classes - 1 in an eager call. Inside jit values are not known, and indexing is that of
+    `jnp.take_along_axis`: a label beyond the classes makes the cost NaN, a negative one counts from the end.
     """
 
     def forward(logits, labels):
@@ -76,9 +76,8 @@ def check(logits, labels) -> None:
     if jnp.ndim(labels) == jnp.ndim(logits):
         return
     if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
-        raise InputError(
-            f"softmax_cross_entropy: labels are {jnp.result_type(labels)}; wants integers: convert them with .astype(int)"
-        )
+        dtype = jnp.result_type(labels)
+        raise InputError(f"softmax_cross_entropy: labels are {dtype}; wants integers: convert them with .astype(int)")
     values, classes = known(labels), jnp.shape(logits)[-1]
     if values is not None and (values.min() < 0 or values.max() >= classes):
         wrong = values[(values < 0) | (values >= classes)][0]

@@ -30,7 +30,8 @@ class Residuals(NamedTuple):
 def squared_error():
     """prediction [..., outputs], target likewise (float or integer) → C, a scalar in at least float32.
 
-    The last axis counts outputs, the axes before it examples. Raises InputError for shapes that differ and for an empty batch.
+    The last axis counts outputs, the axes before it examples.
+    Raises InputError for shapes that differ and for an empty batch.
     """
 
     def forward(prediction, target):

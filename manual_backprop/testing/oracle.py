@@ -29,11 +29,12 @@ def check_vjp(candidate: Any, reference: Callable | None, *args: Any, seed: int 
     """Judges a backward pass; never raises for a wrong one.
 
     candidate: an `Op`, a `Layer` (args: params, state, x), a pair `(forward, backward)`, or a function, such as a
-    `jax.custom_vjp`.  reference: a JAX function of the same args, written independently; None: the candidate's own primal.
+    `jax.custom_vjp`.
+    reference: a JAX function of the same args, written independently; None: the candidate's own primal.
     args: pytrees of arrays; integers have no cotangent.  seed: of the cotangent.
 
-    Checked: the primal; arity, structure, shape and dtype of the cotangents; each leaf's values in the args' own precision
-    and, if the candidate computes in it, in float64; jit against eager.  Global configuration stays as it was.
+    Checked: the primal; arity, structure, shape and dtype of the cotangents; each leaf's values in the args' own
+    precision and, if the candidate computes in it, in float64; jit against eager. Global configuration stays as it was.
     """
     pair = as_pair(candidate)
     names = (

@@ -16,7 +16,7 @@ import jax
 
 
 class Program(NamedTuple):
-    """A function and its arguments; `donate`: the first argument is the state, replaced by the first result each call."""
+    """A function and its arguments. `donate`: the first is a state, replaced by the first result of each call."""
 
     function: Callable
     args: tuple

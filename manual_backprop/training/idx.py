@@ -17,7 +17,7 @@ from manual_backprop.contract import InputError
 
 
 def read_idx(path: Path, axes: int) -> np.ndarray:
-    """The unsigned bytes of an IDX file, gzipped or not, as an array of so many axes. Raises InputError, naming the file."""
+    """The bytes of an IDX file, gzipped or not, as an array of so many axes. Raises InputError that names the file."""
     try:
         content = path.read_bytes()
         if content[:2] == b"\x1f\x8b":

@@ -17,7 +17,7 @@ from manual_backprop.training.loop import NonFinite
 
 
 def new_folder(experiment: str, folder: Path | None = None) -> Path:
-    """Makes the run's folder: `folder`, or runs/<experiment>/<time>. Raises InputError if it exists or cannot be made."""
+    """Makes a folder: `folder`, or runs/<experiment>/<time>. Raises InputError if it exists or cannot be made."""
     chosen = folder or Path("runs") / experiment / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     path, number = chosen, 1
     while True:
@@ -70,7 +70,7 @@ def stop_on_interrupt() -> Iterator[Stop]:
 
 
 def main(experiment: Callable[[], int | None]) -> None:
-    """Runs an experiment and exits: 2 and one line for a user's mistake, 1 for a cost that is not finite, 130 for Ctrl-C."""
+    """Runs and exits: 2 and one line for a user's mistake, 1 for a cost that is not finite, 130 for Ctrl-C."""
     try:
         code = experiment() or 0
     except InputError as error:

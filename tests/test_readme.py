@@ -1,0 +1,94 @@
+"""Every command and every snippet of the READMEs is run."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXTS = {path: (ROOT / path).read_text() for path in ("README.md", "experiments/README.md")}
+
+
+def blocks(language: str) -> list[str]:
+    return [block for text in TEXTS.values() for block in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)]
+
+
+def commands() -> list[str]:
+    """Every line of the sh blocks, and every command in the tables."""
+    lines = [line.split("  #")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    return [*lines, *re.findall(r"^\| `(.+?)` \|", TEXTS["experiments/README.md"], re.MULTILINE)]
+
+
+# The commands whose run here is shorter, or of a stand-in, than what the README says; each with the arguments it gets.
+SHORTER = {
+    "python3 scripts/run.py test": ["--collect-only", "-q"],  # it is what runs this
+    "python3 scripts/run.py digits --hidden 256 128": ["--steps", "100"],
+    "python3 scripts/run.py digits --data mnist --optimizer adam --learning-rate 0.003": ["--help"],  # no network
+    "pip install -e '.[train]'": None,  # a test of its own, below
+}
+
+
+@pytest.mark.parametrize("command", dict.fromkeys(commands()))
+def test_command(command, tmp_path):
+    more = SHORTER.get(command, [])
+    if more is None:
+        pytest.skip("run by test_pip_install, nightly")
+    program, *arguments = [*shlex.split(command), *more]
+    if program == "python3" and Path(sys.prefix) != ROOT / ".venv":
+        pytest.skip("needs .venv: run by scripts/run.py test")
+    paths = [
+        str(ROOT / argument) if argument.startswith(("scripts/", "experiments/")) else argument
+        for argument in arguments
+    ]
+    programs = {
+        "python3": [os.path.realpath(sys._base_executable)],
+        "python": [sys.executable],
+        "manual-backprop": [sys.executable, "-m", "manual_backprop"],
+    }
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        [*programs[program], *paths], cwd=tmp_path, capture_output=True, text=True, timeout=300, env=env
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("snippet", blocks("python"), ids=lambda snippet: snippet.splitlines()[-1][:40])
+def test_snippet(snippet, capsys):
+    exec(compile(snippet, "README.md", "exec"), {})  # the README's own text, from this checkout
+    if "FAIL" in snippet:
+        shown = capsys.readouterr().out
+        for fact in re.search(r"# (FAIL.*)$", snippet, re.MULTILINE)[1].split("…"):
+            for part in fact.strip().split(":"):
+                assert part.strip() in shown, part
+
+
+def test_links_lead_somewhere():
+    for name, text in TEXTS.items():
+        for target in re.findall(r"\]\(([^)]+)\)", text):
+            assert (ROOT / name).parent.joinpath(target).exists(), target
+
+
+def test_the_tree_is_the_tree():
+    tree = re.search(r"## The tree\n\n```text\n(.*?)```", TEXTS["README.md"], re.DOTALL)[1]
+    for line in tree.splitlines():
+        name = line.strip().split()[0]
+        assert (ROOT / "manual_backprop" / name).exists() if line.startswith("  ") else (ROOT / name).exists(), name
+
+
+@pytest.mark.slow
+def test_pip_install(tmp_path):
+    """The usual way, in a fresh environment of a copy: the extras resolve, and the console command is there."""
+    copy = tmp_path / "copy"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv", ".uv", ".git", "runs", "__pycache__"))
+    subprocess.run([sys._base_executable, "-m", "venv", tmp_path / "venv"], check=True)
+    scripts = tmp_path / "venv" / "bin"
+    subprocess.run([scripts / "pip", "install", "-q", "-e", ".[train]"], cwd=copy, check=True)
+    shown = subprocess.check_output([scripts / "manual-backprop", "--version"], text=True, cwd=tmp_path)
+    assert shown.startswith("manual_backprop 0.1.0, jax ")
+    done = subprocess.run([scripts / "python", copy / "experiments" / "digits.py", "--steps", "100"], cwd=tmp_path)
+    assert done.returncode == 0
