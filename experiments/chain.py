@@ -50,6 +50,9 @@ def main() -> int:
         )
     if config.examples < 1:
         raise mb.InputError(f"--examples {config.examples} is out of range; wants at least 1")
+    run.want_seed(config.seed)
+    if not math.isfinite(config.learning_rate):
+        raise mb.InputError(f"--learning-rate {config.learning_rate} is out of range; wants a number")
     if not (config.epsilon != 0 and math.isfinite(config.epsilon)):
         raise mb.InputError(f"--epsilon {config.epsilon} is no nudge; wants a small number, not 0")
     with jax.enable_x64(True):  # a difference of two costs needs the digits

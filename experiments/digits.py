@@ -91,6 +91,9 @@ def check(config: Config) -> None:
     """Raises InputError for a value that no part of the program would catch in time."""
     choose("activation", config.activation, mb.ops.ACTIVATIONS)
     choose("cost", config.cost, COSTS)
+    if config.data == "digits" and config.data_dir:
+        raise mb.InputError(f"--data-dir {config.data_dir}: --data digits needs no files; name mnist or fashion-mnist")
+    run.want_seed(config.seed)
     if config.steps < 1:
         raise mb.InputError(f"--steps {config.steps} is out of range; wants at least 1")
     if any(size < 1 for size in config.hidden):
@@ -206,13 +209,12 @@ def judge(config: Config, step: Step, first, last, data) -> dict[str, float]:
     gradient = mb.value_and_grad(step.objective)
     ours = Program(lambda params, batch: gradient(params, last.state, batch), (last.params, batches[1]))
     theirs = Program(jax.value_and_grad(cost), (last.params, batches[1]))
-    result = compare(ours, theirs)
+    result = compare(ours, theirs, rounds=41)
     return {
         "gradient_difference_first": differences[0],
         "gradient_difference_last": differences[1],
         "step_ms": result.ours.step_s * 1e3,
         "step_ms_jax_grad": result.peer.step_s * 1e3,
-        "step_time_ratio": result.step_time_ratio,
         "temp_bytes": result.ours.temp_bytes,
         "temp_bytes_jax_grad": result.peer.temp_bytes,
     }
@@ -221,6 +223,7 @@ def judge(config: Config, step: Step, first, last, data) -> dict[str, float]:
 def table(results: dict[str, float]) -> Table:
     rows = Table("", "by hand", "jax.grad", "ratio", box=None, pad_edge=False)
     r = results
+    ratio = r["step_ms"] / r["step_ms_jax_grad"]
     rows.add_row("accuracy on held-out pictures", f"{r['accuracy']:.4f}")
     rows.add_row("largest gradient difference, first step (float64)", f"{r['gradient_difference_first']:.1e}")
     rows.add_row("largest gradient difference, last step (float64)", f"{r['gradient_difference_last']:.1e}")
@@ -228,7 +231,7 @@ def table(results: dict[str, float]) -> Table:
         "cost and gradient of a batch, ms",
         f"{r['step_ms']:.3f}",
         f"{r['step_ms_jax_grad']:.3f}",
-        f"{r['step_time_ratio']:.2f}",
+        f"{ratio:.2f}",
     )
     kb = [r["temp_bytes"] / 1e3, r["temp_bytes_jax_grad"] / 1e3]
     rows.add_row("temporary memory, kB", f"{kb[0]:.1f}", f"{kb[1]:.1f}", f"{kb[0] / kb[1]:.2f}" if kb[1] else "")

@@ -34,10 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     check = commands.add_parser("check", help="hold a backward pass against jax.vjp of a reference, in float64")
-    check.add_argument("candidate", metavar="MODULE:NAME", help="an Op, a jax.custom_vjp, or any function")
+    check.add_argument("candidate", metavar="MODULE:NAME", help="an op, a jax.custom_vjp, or any function")
     check.add_argument("--reference", metavar="MODULE:NAME", help="a JAX function; default: the candidate's own primal")
     check.add_argument("--shapes", required=True, help="of the arguments, such as 'f32[64,32],f32[32],i32[64]'")
-    check.add_argument("--seed", type=int, default=0)
+    check.add_argument("--seed", type=int, default=0, help="of the arguments and of the cotangent")
     ops = commands.add_parser("ops", help="list the ops, with their options")
     ops.set_defaults(run=lambda options: list_ops())
     check.set_defaults(run=run_check)
@@ -50,9 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_check(options) -> int:
+    if options.seed < 0:
+        raise InputError(f"--seed {options.seed} is out of range; wants at least 0")
     reference = named(options.reference) if options.reference else None
     args = random_arguments(options.shapes, options.seed)
     report = check_vjp(named(options.candidate), reference, *args, seed=options.seed)
+    for finding in report.failures:
+        if finding.leaf == "reference":
+            raise InputError(f"the reference {report.reference} {finding.detail}")
     print(report)
     return 0 if report else 1
 
@@ -81,8 +86,9 @@ def named(place: str):
 
 def random_arguments(shapes: str, seed: int) -> tuple:
     """Arrays for 'f32[64,32],i32[]': normal numbers; zeros and ones where the dtype is an integer."""
-    parts = re.findall(r"(\w+)\[([\d,\s]*)\]", shapes)
-    if not parts or re.sub(r"\w+\[[\d,\s]*\]|[,\s]", "", shapes):
+    one = r"\w+\[\s*(?:\d+\s*(?:,\s*\d+\s*)*)?\]"
+    parts = re.findall(r"(\w+)\[([^\]]*)\]", shapes)
+    if not re.fullmatch(rf"\s*{one}\s*(?:,\s*{one}\s*)*", shapes):
         raise InputError(f"--shapes {shapes!r} is not understood; wants, say, 'f32[64,32],f32[32]'")
     rng, arrays = np.random.default_rng(seed), []
     for name, sizes in parts:

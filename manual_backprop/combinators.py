@@ -5,33 +5,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, NamedTuple
+from itertools import combinations
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from manual_backprop.contract import InputError, Layer, inside
+from manual_backprop.contract import InputError, Layer, inside, want_layer
 
 Path = tuple[Hashable, ...]
 
 
 @dataclass(frozen=True, repr=False, init=False)
 class _Several(Layer):
-    """What `Serial` and `Parallel` share: a tuple of layers, at least one."""
+    """What `Serial` and `Parallel` share: a tuple of layers, at least so many."""
 
     layers: tuple[Layer, ...]
+    _least: ClassVar[int] = 1
 
     def __init__(self, *layers: Layer):
         name = type(self).__name__
-        if not layers:
-            raise InputError(f"{name}: got no layers; wants at least one")
+        if len(layers) < self._least:
+            raise InputError(f"{name}: got {len(layers)} layers; wants at least {self._least}")
         for layer in layers:
-            if not isinstance(layer, Layer):
-                raise InputError(f"{name}: got {layer!r}; wants layers: an op becomes one by layers.Apply(op)")
+            want_layer(name, layer)
         object.__setattr__(self, "layers", layers)
 
     def __repr__(self):
@@ -40,7 +41,8 @@ class _Several(Layer):
     def _at(self, i: int):
         return inside(f"{type(self).__name__}[{i}] {self.layers[i]!r}")
 
-    def keys(self, key):
+    def keys(self, key) -> Sequence:
+        """A key for each layer, or None for each where there is none."""
         return [None] * len(self.layers) if key is None else jax.random.split(key, len(self.layers))
 
 
@@ -91,6 +93,8 @@ class Parallel(_Several):
     x reaches C through each of them, so ∂C/∂x = Σᵢ ∂C/∂yᵢ · ∂yᵢ/∂x.
     """
 
+    _least = 2
+
     def init(self, key, x):
         keys = jax.random.split(key, len(self.layers))
         params, state = [], []
@@ -129,6 +133,9 @@ class Residual(Layer):
 
     layer: Layer
 
+    def __post_init__(self):
+        want_layer("Residual", self.layer)
+
     def init(self, key, x):
         with inside(f"Residual {self.layer!r}"):
             params, state = self.layer.init(key, x)
@@ -136,7 +143,10 @@ class Residual(Layer):
         return params, state
 
     def apply(self, params, state, x):
-        return _sum(x, self.layer.apply(params, state, x))
+        with inside(f"Residual {self.layer!r}"):
+            y = self.layer.apply(params, state, x)
+            _want_same_shape(x, y)
+        return _sum(x, y)
 
     def forward(self, params, state, x, key=None):
         with inside(f"Residual {self.layer!r}"):
@@ -161,6 +171,7 @@ class Repeat(Layer):
     n: int
 
     def __post_init__(self):
+        want_layer("Repeat", self.layer)
         if self.n < 1:
             raise InputError(f"Repeat: n is {self.n}; wants at least one layer")
 
@@ -174,14 +185,18 @@ class Repeat(Layer):
 
     def apply(self, params, state, x):
         def step(x, layer):
-            return self.layer.apply(*layer, x), None
+            y = self.layer.apply(*layer, x)
+            _want_same_shape(x, y)
+            return y, None
 
-        return lax.scan(step, x, (params, state), length=self.n)[0]
+        with inside(f"Repeat {self.layer!r}"):
+            return lax.scan(step, x, (params, state), length=self.n)[0]
 
     def forward(self, params, state, x, key=None):
         def step(x, layer):
             p, s, k = layer
             y, s, residuals = self.layer.forward(p, s, x, k)
+            _want_same_shape(x, y)
             return y, (s, residuals)
 
         keys = None if key is None else jax.random.split(key, self.n)
@@ -210,8 +225,12 @@ class Tied(Layer):
     places: tuple[Path, ...]
 
     def __init__(self, layer: Layer, *places: Path):
+        want_layer("Tied", layer)
         if len(places) < 2:
             raise InputError(f"Tied: got {len(places)} places; wants at least two")
+        for a, b in combinations(places, 2):
+            if a[: len(b)] == b[: len(a)]:
+                raise InputError(f"Tied: {a} and {b} are one place, or one holds the other; wants separate places")
         object.__setattr__(self, "layer", layer)
         object.__setattr__(self, "places", places)
 
@@ -247,7 +266,7 @@ class Tied(Layer):
     def _found(self, params, place):
         try:
             return _get(params, place)
-        except (KeyError, IndexError, TypeError):
+        except KeyError:
             raise InputError(f"Tied: there is no place {place} in the parameters of {self.layer!r}") from None
 
     def _spread(self, params):
@@ -273,6 +292,9 @@ class Recompute(Layer):
     """
 
     layer: Layer
+
+    def __post_init__(self):
+        want_layer("Recompute", self.layer)
 
     def init(self, key, x):
         return self.layer.init(key, x)
@@ -301,31 +323,46 @@ class Objective(Layer):
     model: Layer
     cost: Layer
 
+    def __post_init__(self):
+        want_layer("Objective's model", self.model)
+        want_layer("Objective's cost", self.cost)
+
     def init(self, key, batch):
-        x, target = batch
+        x, target = _pair(batch)
         model_key, cost_key = jax.random.split(key)
-        with inside(f"model {self.model!r}"):
+        with inside("model"):
             params, state = self.model.init(model_key, x)
             prediction = _output(self.model, params, state, x)
-        with inside(f"cost {self.cost!r}"):
+        with inside("cost"):
             cost_params, cost_state = self.cost.init(cost_key, (prediction, _shapes(target)))
         return (params, cost_params), (state, cost_state)
 
     def apply(self, params, state, batch):
-        x, target = batch
-        return self.cost.apply(params[1], state[1], (self.model.apply(params[0], state[0], x), target))
+        x, target = _pair(batch)
+        with inside("model"):
+            prediction = self.model.apply(params[0], state[0], x)
+        with inside("cost"):
+            return self.cost.apply(params[1], state[1], (prediction, target))
 
     def forward(self, params, state, batch, key=None):
-        x, target = batch
+        x, target = _pair(batch)
         model_key, cost_key = (None, None) if key is None else jax.random.split(key)
-        prediction, model_state, model_residuals = self.model.forward(params[0], state[0], x, model_key)
-        cost, cost_state, cost_residuals = self.cost.forward(params[1], state[1], (prediction, target), cost_key)
+        with inside("model"):
+            prediction, model_state, model_residuals = self.model.forward(params[0], state[0], x, model_key)
+        with inside("cost"):
+            cost, cost_state, cost_residuals = self.cost.forward(params[1], state[1], (prediction, target), cost_key)
         return cost, (model_state, cost_state), (model_residuals, cost_residuals)
 
     def backward(self, params, residuals, dy):
         dcost_params, (dprediction, dtarget) = self.cost.backward(params[1], residuals[1], dy)
         dparams, dx = self.model.backward(params[0], residuals[0], dprediction)
         return (dparams, dcost_params), (dx, dtarget)
+
+
+def _pair(batch) -> tuple:
+    if not (isinstance(batch, tuple | list) and len(batch) == 2):
+        raise InputError(f"Objective: the batch is a {type(batch).__name__}; wants a pair (x, target)")
+    return tuple(batch)
 
 
 def _sum(*paths):
@@ -354,13 +391,20 @@ def _text(x) -> str:
 
 
 def _get(tree, path: Path):
-    return reduce(lambda node, step: node[step], path, tree)
+    return reduce(lambda node, step: _children(node)[step], path, tree)
 
 
 def _put(tree, path: Path, value):
     if not path:
         return value
     step, *rest = path
+    children = _children(tree)
+    children[step] = _put(children[step], rest, value)
+    return children if isinstance(tree, dict) else tuple(children.values())
+
+
+def _children(tree) -> dict:
+    """What a dict or a tuple of parameters holds, by key or by place; a leaf holds nothing."""
     if isinstance(tree, dict):
-        return {**tree, step: _put(tree[step], rest, value)}
-    return tuple(_put(node, rest, value) if i == step else node for i, node in enumerate(tree))
+        return dict(tree)
+    return dict(enumerate(tree)) if isinstance(tree, tuple) else {}

@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class InputError(ValueError):
@@ -57,17 +58,20 @@ class Op:
 
     Calling the op applies it to arrays as a `jax.custom_vjp` of the pair: usable in any JAX code, under `jax.grad` too.
     `residuals` is a NamedTuple; a field that holds an argument bears that argument's name.
-    Two ops of the same constructor with equal options are equal, and hash alike.
+    Two ops of the same rule with equal options are equal, and hash alike.
     """
 
-    name: str
+    rule: Callable  # the function that @op decorates
     options: tuple[tuple[str, Any], ...]
-    module: str
     forward: Callable = dataclasses.field(compare=False)
     backward: Callable = dataclasses.field(compare=False)
 
     def __call__(self, *args):
         return self._custom_vjp(*args)
+
+    @property
+    def name(self) -> str:
+        return self.rule.__name__
 
     @functools.cached_property
     def _custom_vjp(self):
@@ -94,12 +98,32 @@ def op(rule: Callable[..., tuple[Callable, Callable]]) -> Callable[..., Op]:
             raise InputError(f"{rule.__name__}: binds options, by keyword; apply it to arrays as {rule.__name__}()(…)")
         for name in options:
             choose(f"{rule.__name__}: option", name, signature.parameters)
-        bound = signature.bind(**options)
+        bound = signature.bind(**{name: _plain(value) for name, value in options.items()})
         bound.apply_defaults()
         forward, backward = rule(**bound.arguments)
-        return Op(rule.__name__, tuple(bound.arguments.items()), rule.__module__, forward, backward)
+        return Op(rule, tuple(bound.arguments.items()), _on_arrays(forward), backward)
 
+    constructor.makes_op = True
     return constructor
+
+
+def _plain(value):
+    """A number of numpy's or JAX's as Python's: it hashes, and its dtype does not spread."""
+    return value.item() if isinstance(value, np.generic | jax.Array) else value
+
+
+def _on_arrays(forward: Callable) -> Callable:
+    """Lets numpy arrays and numbers in, with JAX's dtypes."""
+
+    @functools.wraps(forward)
+    def run(*args, **named):
+        return forward(*map(_array, args), **{name: _array(value) for name, value in named.items()})
+
+    return run
+
+
+def _array(value):
+    return value if isinstance(value, jax.Array) else jnp.asarray(value)
 
 
 # ── Layer: an op, or several, with parameters ────────────────────────────────────────────────────────────────────────
@@ -142,6 +166,17 @@ class Layer:
         return f"{type(self).__name__}({', '.join(parts)})"
 
 
+def want_layer(who: str, layer: Any) -> None:
+    """Raises InputError for what is no layer."""
+    if isinstance(layer, Layer):
+        return
+    hint = "an op becomes one by layers.Apply(op)"
+    if getattr(layer, "makes_op", False):
+        hint = f"{layer.__name__} makes ops: layers.Apply({layer.__name__}())"
+    shown = getattr(layer, "__name__", None) or repr(layer)
+    raise InputError(f"{who}: got {shown}; wants a layer: {hint}")
+
+
 class Stateless(Layer):
     """A layer without state and randomness, in the short form:
 
@@ -167,6 +202,7 @@ class Stateless(Layer):
         return y, state, residuals
 
 
+@functools.cache  # equal objectives give one function, so jitting it again compiles nothing
 def value_and_grad(objective: Layer) -> Callable:
     """The cost and its gradient ∇C: `((cost, state), dparams) = value_and_grad(objective)(params, state, batch, key)`.
 
@@ -174,6 +210,8 @@ def value_and_grad(objective: Layer) -> Callable:
     `jax.value_and_grad(…, has_aux=True)`; dparams is a pytree shaped like params, to be handed to optax.
     The backward pass starts with ∂C/∂C = 1.  Raises InputError when the cost is no scalar.
     """
+
+    want_layer("value_and_grad", objective)
 
     def run(params, state, batch, key=None):
         cost, state, residuals = objective.forward(params, state, batch, key)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from manual_backprop import ops
 from manual_backprop.contract import InputError, Op, Stateless
+from manual_backprop.ops.arrays import want_float
 
 # An initialiser is a function (key, shape, dtype) -> array, made once: a layer compares it by identity.
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
@@ -40,22 +41,28 @@ class OpLayer(Stateless):
     op: Op
 
     def run(self, params, x):
-        y, residuals = self.op.forward(*_arguments(x), **params)
+        y, residuals = self.op.forward(*self._arguments(params, x), **params)
         return y, _with(residuals, dict.fromkeys(params))
 
     def apply(self, params, state, x):
         """Through `jax.custom_vjp`, so that jax.grad of a model's `apply` gives our gradients."""
-        return self.op(*_arguments(x), *(params[name] for name in self.op.arguments if name in params))
+        arguments = self._arguments(params, x)
+        return self.op(*arguments, *(params[name] for name in self.op.arguments if name in params))
+
+    def _arguments(self, params, x) -> tuple:
+        """x as the op's arguments but the parameters."""
+        arguments = x if isinstance(x, tuple) else (x,)
+        names = [name for name in self.op.arguments if name not in params]
+        if len(arguments) != len(names):
+            got = f"a tuple of {len(x)}" if isinstance(x, tuple) else "one array"
+            raise InputError(f"{self.op.name}: got {got}; wants {', '.join(names)}")
+        return arguments
 
     def backward(self, params, residuals, dy):
         cotangents = dict(zip(self.op.arguments, self.op.backward(_with(residuals, params), dy), strict=True))
         dparams = {name: cotangents.pop(name) for name in params}
         dx = tuple(cotangents.values())
         return dparams, dx if len(dx) > 1 else dx[0]
-
-
-def _arguments(x) -> tuple:
-    return x if isinstance(x, tuple) else (x,)
 
 
 def _with(residuals, params):
@@ -69,6 +76,11 @@ class Apply(OpLayer):
 
     op: Op
 
+    def __post_init__(self):
+        if not isinstance(self.op, Op):
+            hint = f"call it: {self.op.__name__}()" if getattr(self.op, "makes_op", False) else "such as ops.sigmoid()"
+            raise InputError(f"Apply: got {getattr(self.op, '__name__', repr(self.op))}; wants an op: {hint}")
+
 
 @dataclass(frozen=True, repr=False)
 class Dense(OpLayer):
@@ -80,19 +92,18 @@ class Dense(OpLayer):
     b_init: Initializer = zeros
 
     def __post_init__(self):
-        if self.features < 1:
-            raise InputError(f"Dense: features is {self.features}; wants at least 1")
+        if not (isinstance(self.features, int) and self.features >= 1):
+            raise InputError(f"Dense: features is {self.features!r}; wants a whole number, at least 1")
 
     @property
     def op(self) -> Op:
         return ops.dense(bias=self.bias)
 
     def parameters(self, key, x):
-        if len(x.shape) == 0:
-            raise InputError(f"Dense: x has shape {x.shape}; wants [..., features]")
+        shape, dtype = _vectors("Dense", x)
         w_key, b_key = jax.random.split(key)
-        params = {"w": self.w_init(w_key, (x.shape[-1], self.features), x.dtype)}
-        return params | {"b": self.b_init(b_key, (self.features,), x.dtype)} if self.bias else params
+        params = {"w": self.w_init(w_key, (shape[-1], self.features), dtype)}
+        return params | {"b": self.b_init(b_key, (self.features,), dtype)} if self.bias else params
 
 
 @dataclass(frozen=True, repr=False)
@@ -106,4 +117,15 @@ class LayerNorm(OpLayer):
         return ops.layer_norm(eps=self.eps)
 
     def parameters(self, key, x):
-        return {"scale": ones(key, x.shape[-1:], x.dtype), "bias": zeros(key, x.shape[-1:], x.dtype)}
+        shape, dtype = _vectors("LayerNorm", x)
+        return {"scale": ones(key, shape[-1:], dtype), "bias": zeros(key, shape[-1:], dtype)}
+
+
+def _vectors(who: str, x) -> tuple[tuple[int, ...], jnp.dtype]:
+    """The shape and dtype of x, one array of at least one axis and of floating point."""
+    if isinstance(x, tuple | list | dict):
+        raise InputError(f"{who}: x is a {type(x).__name__} of {len(x)}; wants one array [..., features]")
+    want_float(who, x=x)
+    if len(x.shape) == 0:
+        raise InputError(f"{who}: x has shape {x.shape}; wants [..., features]")
+    return x.shape, jnp.result_type(x)

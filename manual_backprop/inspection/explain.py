@@ -62,7 +62,6 @@ class Terms(NamedTuple):
     """One layer, for every example n."""
 
     w: np.ndarray  # [k, j]
-    b: np.ndarray  # [j]; zeros where the layer has none
     has_bias: bool
     a_before: np.ndarray  # [n, k]
     z: np.ndarray  # [n, j]
@@ -71,7 +70,7 @@ class Terms(NamedTuple):
     da_dz: np.ndarray  # [n, j]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Explanation:
     """The numbers of one network on one batch; prints as a report. `terms[L - 1]` holds layer L.
 
@@ -90,17 +89,20 @@ class Explanation:
     params_after: Any
 
     def weight(self, layer: int, j: int, k: int) -> Factors:
-        """∂C/∂w_jk of a layer."""
+        """∂C/∂w_jk of a layer. Raises InputError where there is none, as the other two do."""
+        _want_neurons(self.terms, {layer: [j], layer - 1: [k]})
         t = self.terms[layer - 1]
         return Factors(_w(layer, j, k), t.dC_da[:, j], t.da_dz[:, j], t.a_before[:, k])
 
     def bias(self, layer: int, j: int) -> Factors:
         """∂C/∂b_j of a layer."""
+        _want_neurons(self.terms, {layer: [j], layer - 1: []})
         t = self.terms[layer - 1]
         return Factors(_b(layer, j), t.dC_da[:, j], t.da_dz[:, j], np.ones_like(t.z[:, j]))
 
     def neuron(self, layer: int, k: int) -> Paths:
         """∂C/∂a_k of a layer before the last (0: the input), path by path."""
+        _want_neurons(self.terms, {layer: [k], layer + 1: []})
         t = self.terms[layer]
         return Paths(f"a{_up(layer)}[{k}]", t.dC_da, t.da_dz, t.w[k])
 
@@ -176,27 +178,27 @@ def explain(
     """The chain rule of `objective` on `batch`, factor by factor and path by path.
 
     objective: `Objective(model, cost)`, the model a Serial of Dense layers and activations, such as `models.chain()` or
-    `models.mlp(…)`; the cost an average over the examples.  batch: (x [examples, in], target).
+    `models.mlp(…)`; the cost an average over the examples. Layer 0 is the input, after any activations before the first
+    Dense.  batch: (x [examples, in], target).
     neurons: which to show, {layer: indices}, the input being layer 0; layers left out show all of theirs.
-    Raises InputError for another kind of model, and for a neuron that is not there.
+    Raises InputError for another kind of model or batch, and for a neuron that is not there.
     """
-    x, target = batch
-    cells = _cells(objective.model, params[0])
-    per_example = jax.vmap(lambda x, t: _one_example(objective.cost, params[1], cells, x[None], t[None]))
-    costs, columns = per_example(jnp.asarray(x), jnp.asarray(target))
+    x, target = _checked(objective, params, batch)
+    inputs, cells = _cells(objective.model, params[0])
+    a = x
+    for activation in inputs:
+        a = activation.apply({}, (), a)
+    per_example = jax.vmap(lambda a, t: _one_example(objective.cost, params[1], cells, a[None], t[None]))
+    costs, columns = per_example(a, target)
     terms = tuple(
-        Terms(
-            *(np.asarray(v) for v in (p["w"], p.get("b", jnp.zeros(p["w"].shape[1:])))),
-            "b" in p,
-            *map(_squeezed, column),
-        )
+        Terms(np.asarray(p["w"]), "b" in p, *map(_squeezed, column))
         for (_, p, _), column in zip(cells, columns, strict=True)
     )
 
-    state = jax.eval_shape(objective.init, jax.random.key(0), batch)[1]
-    (cost, _), gradient = jax.jit(value_and_grad(objective))(params, state, batch)
+    state = jax.eval_shape(objective.init, jax.random.key(0), (x, target))[1]
+    (cost, _), gradient = jax.jit(value_and_grad(objective))(params, state, (x, target))
     params_after = jax.tree.map(lambda w, dw: w - learning_rate * dw, params, gradient)
-    names, vector = _flat(_cells(objective.model, gradient[0]))
+    names, vector = _flat(_cells(objective.model, gradient[0])[1])
     return Explanation(
         terms=terms,
         costs=np.asarray(costs),
@@ -205,24 +207,39 @@ def explain(
         gradient=vector,
         learning_rate=learning_rate,
         cost=float(cost),
-        cost_after=float(objective.apply(params_after, state, batch)),
+        cost_after=float(objective.apply(params_after, state, (x, target))),
         params_after=params_after,
     )
 
 
-def _cells(model: Layer, params) -> list[tuple[Dense, dict, list[Apply]]]:
-    """Each Dense, with its parameters (or their gradient, which is shaped alike) and the activations after it."""
+def _checked(objective, params, batch) -> tuple[jax.Array, jax.Array]:
+    """x and target as arrays, known to fit."""
+    if not isinstance(objective, Objective):
+        raise InputError(f"explain: got {objective!r}; wants an Objective(model, cost)")
+    if not (isinstance(params, tuple) and len(params) == 2):
+        raise InputError("explain: params are not those of the objective; wants what objective.init gave")
+    x, target = map(jnp.asarray, batch)
+    if x.ndim != 2 or target.ndim == 0 or len(x) != len(target) or len(x) == 0:
+        raise InputError(
+            f"explain: x has shape {x.shape}, target {target.shape}; wants [examples, in], as many targets"
+        )
+    return x, target
+
+
+def _cells(model: Layer, params) -> tuple[list[Apply], list[tuple[Dense, dict, list[Apply]]]]:
+    """The activations before the first Dense; each Dense, its parameters (or gradient), and the activations after."""
+    inputs: list[Apply] = []
     cells: list[tuple[Dense, dict, list[Apply]]] = []
     for layer, p in _walk(model, params):
         if isinstance(layer, Dense):
             cells.append((layer, p, []))
-        elif cells and _is_activation(layer, cells[-1][0].features):
-            cells[-1][2].append(layer)
+        elif _is_activation(layer, cells[-1][0].features if cells else 7):
+            (cells[-1][2] if cells else inputs).append(layer)
         else:
-            raise InputError(
-                f"explain: {layer!r} is here; wants a Serial of Dense layers, each followed by activations"
-            )
-    return cells
+            raise InputError(f"explain: {layer!r} is here; wants a Serial of Dense layers and activations")
+    if not cells:
+        raise InputError(f"explain: {model!r} has no weights; wants at least one Dense layer")
+    return inputs, cells
 
 
 def _walk(layer: Layer, params) -> Iterator[tuple[Layer, Any]]:
@@ -265,14 +282,26 @@ def _one_example(cost: Layer, cost_params, cells, a, target):
 
 
 def _chosen(neurons: Mapping[int, Sequence[int]], terms) -> dict[int, Sequence[int]]:
-    widths = [terms[0].w.shape[0], *(t.w.shape[1] for t in terms)]
+    _want_neurons(terms, neurons)
+    return {layer: neurons.get(layer, range(width)) for layer, width in enumerate(_widths(terms))}
+
+
+def _widths(terms) -> list[int]:
+    return [terms[0].w.shape[0], *(t.w.shape[1] for t in terms)]
+
+
+def _want_neurons(terms, neurons: Mapping[int, Sequence[int]]) -> None:
+    widths = _widths(terms)
     for layer, chosen in neurons.items():
         if layer not in range(len(widths)):
-            raise InputError(f"explain: neurons names layer {layer}; the network has layers 0 … {len(widths) - 1}")
+            raise InputError(
+                f"explain: there is no layer {layer} here; the input is 0, the layers are 1 … {len(terms)}"
+            )
+        if not isinstance(chosen, Sequence):
+            raise InputError(f"explain: neurons of layer {layer} are {chosen!r}; wants a list, such as [{chosen!r}]")
         for j in chosen:
             if j not in range(widths[layer]):
                 raise InputError(f"explain: layer {layer} has no neuron {j}; it has 0 … {widths[layer] - 1}")
-    return {layer: neurons.get(layer, range(width)) for layer, width in enumerate(widths)}
 
 
 def _flat(cells) -> tuple[tuple[str, ...], np.ndarray]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from manual_backprop.combinators import Objective, Serial
 from manual_backprop.contract import Layer
+from manual_backprop.testing.truth import is_inexact
 
 
 def first_nonfinite(objective: Objective, params: Any, state: Any, batch: tuple, key=None) -> str | None:
@@ -19,7 +20,7 @@ def first_nonfinite(objective: Objective, params: Any, state: Any, batch: tuple,
     Runs the objective layer by layer, outside jit. Places: "the input", "forward, at …", "backward, at …".
     """
     for place, values in _values(objective, params, state, batch, key):
-        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(values) if _inexact(leaf)):
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(values) if is_inexact(leaf)):
             return place
     return None
 
@@ -52,7 +53,3 @@ def _links(layer: Layer, params, state, key, name: str) -> Iterator[tuple]:
         return
     for i, (inner, p, s, k) in enumerate(zip(layer.layers, params, state, layer.keys(key), strict=True)):
         yield from _links(inner, p, s, k, f"{name}[{i}]")
-
-
-def _inexact(leaf) -> bool:
-    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)

@@ -2,9 +2,7 @@
 
 The formulas are calculus; each rule says what it saves, and why that is the cheapest thing to save: where f′ can be had
 from the output, nothing new is kept, since the next layer keeps that output as its input.
-`jax.nn` has the same functions. Sources: softplus, Dugas et al. 2001; silu and gelu, Hendrycks & Gimpel 2016,
-arXiv:1606.08415; leaky_relu, Maas, Hannun & Ng 2013; the others are older than their papers.
-All run in at least float32 and return the dtype of x.
+`jax.nn` has the same functions. All are computed in at least float32 and return the dtype of x.
 """
 
 from __future__ import annotations
@@ -42,7 +40,7 @@ def from_input(name: str, f: Callable, derivative: Callable):
 
     def backward(residuals, dy):
         dx = wide(dy) * derivative(wide(residuals.x))
-        return (dx.astype(dy.dtype),)
+        return (dx.astype(residuals.x.dtype),)
 
     return forward, backward
 
@@ -57,26 +55,29 @@ def from_output(name: str, f: Callable, derivative: Callable):
 
     def backward(residuals, dy):
         dx = wide(dy) * derivative(wide(residuals.y))
-        return (dx.astype(dy.dtype),)
+        return (dx.astype(residuals.y.dtype),)
 
     return forward, backward
 
 
 @op
 def sigmoid():
-    """y = 1 / (1 + e⁻ˣ);  dx = dy · y (1 - y).  Saved: y."""
+    """y = 1 / (1 + e⁻ˣ);  dx = dy · y (1 - y).  Saved: y.  (Rumelhart, Hinton & Williams 1986.)"""
     return from_output("sigmoid", lax.logistic, lambda y: y * (1 - y))
 
 
 @op
 def tanh():
-    """y = tanh x;  dx = dy · (1 - y²), as (1 - y)(1 + y): 1 - y is exact where y is near 1.  Saved: y."""
+    """y = tanh x;  dx = dy · (1 - y²), as (1 - y)(1 + y): 1 - y is exact where y is near 1.  Saved: y.
+
+    (LeCun, Bottou, Orr & Müller 1998, "Efficient BackProp".)
+    """
     return from_output("tanh", lax.tanh, lambda y: (1 - y) * (1 + y))
 
 
 @op
 def relu():
-    """y = max(x, 0);  dx = dy where y > 0, else 0; at the kink 0, as jax.nn.relu.  Saved: y."""
+    """y = max(x, 0);  dx = dy where y > 0, else 0; at the kink 0, as jax.nn.relu.  Saved: y.  (Nair & Hinton 2010.)"""
 
     def forward(x):
         want_float("relu", x=x)
@@ -94,15 +95,18 @@ def leaky_relu(*, negative_slope: float = 0.01):
     """y = x where x ≥ 0, else s x;  dx = dy where x ≥ 0, else s dy, for the slope s.
 
     Saved: the sign, one byte a number. (y's sign will not do: s x can underflow to zero, and s can be negative.)
+    (Maas, Hannun & Ng 2013.)
     """
 
     def forward(x):
         want_float("leaky_relu", x=x)
         positive = x >= 0
-        return jnp.where(positive, x, negative_slope * x), FromMask(positive)
+        y = jnp.where(positive, wide(x), negative_slope * wide(x))
+        return y.astype(x.dtype), FromMask(positive)
 
     def backward(residuals, dy):
-        return (jnp.where(residuals.positive, dy, negative_slope * dy),)
+        dx = jnp.where(residuals.positive, wide(dy), negative_slope * wide(dy))
+        return (dx.astype(dy.dtype),)
 
     return forward, backward
 
@@ -111,7 +115,7 @@ def leaky_relu(*, negative_slope: float = 0.01):
 def softplus():
     """y = ln(1 + eˣ), as max(x, 0) + ln(1 + e⁻|ˣ|), which cannot overflow;  dx = dy · σ(x) = dy · (1 - e⁻ʸ).
 
-    Saved: y.
+    Saved: y.  (Dugas, Bengio, Bélisle, Nadeau & Garcia 2001.)
     """
     return from_output(
         "softplus",
@@ -122,7 +126,7 @@ def softplus():
 
 @op
 def silu():
-    """y = x σ(x);  dx = dy · (σ + x σ (1 - σ)).  Saved: x, since y takes each value twice."""
+    """y = x σ(x);  dx = dy · (σ + x σ (1 - σ)).  Saved: x, since y takes values twice.  (arXiv:1606.08415, 2016.)"""
 
     def derivative(x):
         s = lax.logistic(x)
@@ -133,7 +137,7 @@ def silu():
 
 @op
 def gelu(*, approximate: bool = True):
-    """y = x Φ(x), Φ the normal distribution function.  Saved: x, since y takes values twice.
+    """y = x Φ(x), Φ the normal distribution function.  Saved: x, since y takes values twice.  (arXiv:1606.08415, 2016.)
 
     exactly:              Φ = ½ erfc(-x/√2),   Φ′ = e^(-x²/2) / √(2π)
     `approximate=True`:   Φ = ½ (1 + t),  t = tanh u,  u = √(2/π) (x + 0.044715 x³),   Φ′ = ½ (1 - t²) u′

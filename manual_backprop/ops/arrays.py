@@ -16,7 +16,6 @@ def wide_dtype(dtype) -> jnp.dtype:
 
 def wide(x) -> jax.Array:
     """x in at least float32; x itself where it is wide already."""
-    x = jnp.asarray(x)
     return x.astype(wide_dtype(x.dtype))
 
 

@@ -43,7 +43,7 @@ def dense(*, bias: bool = True):
         y = product(x, (-1,), w, (0,))
         if bias:
             y = y + b
-        return y.astype(jnp.result_type(x, w)), Residuals(x, w, b)
+        return y.astype(jnp.result_type(*(v for v in (x, w, b) if v is not None))), Residuals(x, w, b)
 
     def backward(residuals, dy):
         x, w, b = residuals
@@ -69,7 +69,7 @@ def product(a, axes_of_a, b, axes_of_b) -> jax.Array:
 
 
 def check(x, w, b) -> None:
-    want_float("dense", x=x, w=w)
+    want_float("dense", x=x, w=w, **({} if b is None else {"b": b}))
     if w.ndim != 2:
         raise InputError(f"dense: w has shape {w.shape}; wants [in, out]")
     if x.ndim == 0 or x.shape[-1] != w.shape[0]:

@@ -1,14 +1,15 @@
 """Softmax and cross-entropy in one: the cost of a classifier from its logits, averaged over the examples.
 
-    C = 1/N Σₙ Cₙ,    Cₙ = -Σⱼ tₙⱼ ln pₙⱼ,    ln pⱼ = zⱼ - lse,    lse = ln Σₖ e^zₖ
+    C = 1/N Σₙ Cₙ,    Cₙ = -Σⱼ tₙⱼ ln pₙⱼ,    ln pⱼ = (zⱼ - m) - s,    s = ln Σₖ e^(zₖ - m),    m = maxₖ zₖ
 
 z are the logits, t the labels: a distribution over classes, or an integer that stands for a one-hot row.
-zₖ reaches C by its own term and, through lse, by every term: ∂lse/∂zₖ = pₖ. The paths add up to
+m takes nothing from p: it keeps e from overflowing, and m + s is never formed, for it would round at the size of z.
+zₖ reaches C by its own term and, through m + s, by every term: ∂(m + s)/∂zₖ = pₖ. The paths add up to
 
     dzₖ = dC · (pₖ Σⱼ tⱼ - tₖ) / N,    dtⱼ = -dC · ln pⱼ / N
 
 Source: Bridle 1990, "Probabilistic interpretation of feedforward classification network outputs".
-Saved: the arguments and one number an example (lse); p is recomputed.
+Saved: the arguments and two numbers an example (m and s); p is recomputed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from manual_backprop.ops.arrays import is_float, known, want_examples, want_floa
 class Residuals(NamedTuple):
     logits: jax.Array  # [..., classes]
     labels: jax.Array  # [...] of integers, or [..., classes]
-    lse: jax.Array  # [..., 1]
+    m: jax.Array  # [..., 1]
+    s: jax.Array  # [..., 1]
 
 
 @op
@@ -40,29 +42,34 @@ def softmax_cross_entropy():
 
     def forward(logits, labels):
         check(logits, labels)
-        z = wide(logits)
-        highest = jnp.max(z, -1, keepdims=True)
-        lse = highest + jnp.log(jnp.sum(jnp.exp(z - highest), -1, keepdims=True))
+        m = wide(jnp.max(logits, -1, keepdims=True))
+        shifted = wide(logits) - m
+        s = jnp.log(jnp.sum(jnp.exp(shifted), -1, keepdims=True))
         if labels.ndim < logits.ndim:
-            costs = lse - jnp.take_along_axis(z, labels[..., None], -1, mode="fill")
+            costs = s - jnp.take_along_axis(shifted, _index(labels), -1, mode="fill")
         else:
-            costs = labels * (lse - z)
-        return jnp.sum(costs) / lse.size, Residuals(logits, labels, lse)
+            costs = labels * (s - shifted)
+        return jnp.sum(costs) / s.size, Residuals(logits, labels, m, s)
 
     def backward(residuals, dy):
-        logits, labels, lse = residuals
-        z = wide(logits)
-        p = jnp.exp(z - lse)
+        logits, labels, m, s = residuals
+        ln_p = wide(logits) - m - s
+        p = jnp.exp(ln_p)
         if labels.ndim < logits.ndim:
-            classes = logits.shape[-1]
-            index = jnp.where(labels < 0, labels + classes, labels)[..., None]
+            classes, index = logits.shape[-1], _index(labels)
+            index = jnp.where(index < 0, index + classes, index)
             t = lax.broadcasted_iota(index.dtype, logits.shape, logits.ndim - 1) == index
-            return ((dy / lse.size) * (p - t)).astype(logits.dtype), None
-        dz = (dy / lse.size) * (p * jnp.sum(wide(labels), -1, keepdims=True) - labels)
-        dt = (dy / lse.size) * (lse - z)
+            return ((dy / s.size) * (p - t)).astype(logits.dtype), None
+        dz = (dy / s.size) * (p * jnp.sum(wide(labels), -1, keepdims=True) - labels)
+        dt = -(dy / s.size) * ln_p
         return dz.astype(logits.dtype), dt.astype(labels.dtype) if is_float(labels) else None
 
     return forward, backward
+
+
+def _index(labels) -> jax.Array:
+    """[..., 1], of a dtype that counts any number of classes: uint8 ends at 255."""
+    return labels[..., None].astype(jnp.promote_types(labels.dtype, jnp.int32))
 
 
 def check(logits, labels) -> None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from manual_backprop.contract import Layer, value_and_grad
+from manual_backprop.testing.truth import to_float64
 
 
 def gradient_difference(objective: Layer, reference: Callable, params: Any, state: Any, batch: Any) -> float:
@@ -19,7 +20,7 @@ def gradient_difference(objective: Layer, reference: Callable, params: Any, stat
     the largest entry; of these the largest.
     """
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        params, batch = jax.tree.map(_float64, (params, batch))
+        params, batch = jax.tree.map(lambda leaf: to_float64(jnp.asarray(leaf)), (params, batch))
         _, ours = jax.jit(value_and_grad(objective))(params, state, batch)
         theirs = jax.jit(jax.grad(reference))(params, batch)
         return max(map(_relative, jax.tree.leaves(ours), jax.tree.leaves(theirs)))
@@ -28,8 +29,3 @@ def gradient_difference(objective: Layer, reference: Callable, params: Any, stat
 def _relative(ours, theirs) -> float:
     ours, theirs = np.asarray(ours), np.asarray(theirs)
     return float(np.abs(ours - theirs).max() / (np.abs(theirs).max() or 1.0))
-
-
-def _float64(leaf):
-    leaf = jnp.asarray(leaf)
-    return leaf.astype(jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from manual_backprop.contract import InputError, Layer, Op
 
@@ -19,12 +18,19 @@ class Pair(NamedTuple):
     forward: Callable
     backward: Callable
     arguments: tuple[str, ...]  # the names of the arguments, in order; empty where they are not known
+    constants: tuple[int, ...] = ()  # the places of arguments without a cotangent, whatever their dtype
+
+    def names(self, count: int) -> tuple[str, ...]:
+        """Of the first `count` arguments."""
+        known = len(self.arguments) >= count
+        return self.arguments[:count] if known else tuple(f"arg{i}" for i in range(count))
 
 
 def as_pair(candidate: Any) -> Pair:
     """The pair of an Op, of a Layer, of a bare `(forward, backward)`, or of a function that JAX differentiates.
 
     A Layer's arguments are (params, state, x) or (params, state, x, key); state and key have no cotangent.
+    An op's constructor stands for the op with its default options.
     A function's backward pass is `jax.vjp`, so a `jax.custom_vjp` is judged by the rule that it carries.
     Raises InputError for anything else.
     """
@@ -35,6 +41,8 @@ def as_pair(candidate: Any) -> Pair:
     if isinstance(candidate, tuple) and len(candidate) == 2 and all(map(callable, candidate)):
         forward, backward = candidate
         return Pair(_name(forward), forward, backward, _arguments(forward))
+    if getattr(candidate, "makes_op", False):
+        return as_pair(candidate())
     if callable(candidate):
         return _function(candidate)
     raise InputError(
@@ -52,7 +60,7 @@ def _layer(layer: Layer) -> Pair:
         dparams, dx = layer.backward(params, residuals, dy)
         return dparams, None, dx, *no_key
 
-    return Pair(repr(layer), forward, backward, ("params", "state", "x", "key"))
+    return Pair(repr(layer), forward, backward, ("params", "state", "x", "key"), constants=(1, 3))
 
 
 def _function(function: Callable) -> Pair:
@@ -60,7 +68,7 @@ def _function(function: Callable) -> Pair:
         return jax.vjp(function, *args)
 
     def backward(vjp, dy):
-        return jax.tree.map(lambda d: None if jnp.result_type(d) == jax.dtypes.float0 else d, vjp(dy))
+        return vjp(dy)
 
     return Pair(_name(function), forward, backward, _arguments(function))
 

@@ -12,8 +12,10 @@ import numpy as np
 class Finding:
     """One property of one leaf, held or not.
 
-    property: "primal", "gradient in float64", "jit", "shape", …   leaf: "y", "dx", "dparams[0]['w']", …
-    max_error and allowed are the largest absolute difference and what it may be; worst is where, with got and expected.
+    property: "primal in float32", "gradient in float64", "jit = eager, float32", "arity", "structure", "runs", …
+    leaf: "y", "dx", "dparams[0]['w']", …
+    worst: the entry that exceeds its allowance most, or comes nearest to it; there error, allowed, got and expected.
+    wrong: how many entries exceed it.  kinks: at how many the reference has a kink.
     detail: what went wrong where there is no number to show.
     """
 
@@ -22,23 +24,25 @@ class Finding:
     ok: bool
     dtype: str = ""
     shape: tuple[int, ...] = ()
-    max_error: float = 0.0
+    error: float = 0.0
     allowed: float = 0.0
     wrong: int = 0
     worst: tuple[int, ...] = ()
     got: Any = None
     expected: Any = None
+    kinks: int = 0
     detail: str = ""
 
     def __str__(self) -> str:
         line = f"{'ok  ' if self.ok else 'FAIL'} {self.leaf:16} {self.property:22}"
         if self.detail:
             return f"{line} {self.detail}"
-        line += f" {self.dtype}{list(self.shape)}  error {self.max_error:.1e}, allowed {self.allowed:.1e}"
-        if self.ok:
+        line += f" {self.dtype}{list(self.shape)}  error {self.error:.1e}, allowed {self.allowed:.1e}"
+        if 0 in self.shape:
             return line
-        count = f"{self.wrong} of {int(np.prod(self.shape))} wrong"
-        return f"{line}; {count}, worst at {list(self.worst)}: got {self.got:.6g}, expected {self.expected:.6g}"
+        count = "" if self.ok else f" {self.wrong} of {int(np.prod(self.shape))} wrong,"
+        line += f";{count} worst at {list(self.worst)}: got {self.got:.6g}, expected {self.expected:.6g}"
+        return line + (f"; {self.kinks} at a kink, where any slope between its sides is right" if self.kinks else "")
 
 
 @dataclass(frozen=True)

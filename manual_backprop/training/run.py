@@ -33,6 +33,12 @@ def new_folder(experiment: str, folder: Path | None = None) -> Path:
             raise InputError(f"run folder {path} cannot be made: {error.strerror}") from None
 
 
+def want_seed(seed: int) -> None:
+    """Raises InputError for a seed that JAX's keys do not take."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"--seed {seed} is out of range; wants 0 … {2**32 - 1}")
+
+
 def write_json(path: Path, value: Any) -> None:
     """All of the file or none of it; paths as text."""
     partial = path.with_name(f".{path.name}.partial")
