@@ -3,7 +3,7 @@
 contract → ops → layers → combinators → models → testing → inspection → training: each imports only what is before it.
 """
 
-from manual_backprop import inspection, layers, models, ops, testing
+from manual_backprop import combinators, inspection, layers, models, ops, testing
 from manual_backprop.combinators import Objective, Parallel, Recompute, Repeat, Residual, Serial, Tied
 from manual_backprop.contract import InputError, Layer, Op, Stateless, op, value_and_grad
 
@@ -21,6 +21,7 @@ __all__ = [
     "Serial",
     "Stateless",
     "Tied",
+    "combinators",
     "inspection",
     "layers",
     "models",

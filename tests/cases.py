@@ -55,6 +55,17 @@ def labels(classes: int, *shape: int) -> Draw:
     return lambda rng: (rng.standard_normal((*shape, classes)), rng.integers(0, classes, shape).astype(np.int32))
 
 
+def many_classes(rng):
+    """More classes than the labels' dtype counts."""
+    return rng.standard_normal((7, 300)), np.array([0, 5, 44, 99, 200, 255, 1], np.uint8)
+
+
+def shifted(rng):
+    """Logits far from zero: only their differences matter."""
+    logits, classes = labels(5, 7)(rng)
+    return logits + 300, classes
+
+
 def distributions(classes: int, *shape: int) -> Draw:
     """Logits, and labels that sum to anything: the general case."""
     return lambda rng: (rng.standard_normal((*shape, classes)), rng.uniform(size=(*shape, classes)))
@@ -114,6 +125,8 @@ OPS = [
     Case("squared_error, two leading axes", mb.ops.squared_error(), squared_error, normal((2, 7, 5), (2, 7, 5))),
     Case("softmax_cross_entropy, integers", mb.ops.softmax_cross_entropy(), integer_cross_entropy, labels(5, 7)),
     Case("softmax_cross_entropy, text", mb.ops.softmax_cross_entropy(), integer_cross_entropy, labels(5, 2, 7)),
+    Case("softmax_cross_entropy, uint8", mb.ops.softmax_cross_entropy(), integer_cross_entropy, many_classes),
+    Case("softmax_cross_entropy, shifted", mb.ops.softmax_cross_entropy(), integer_cross_entropy, shifted),
     Case("softmax_cross_entropy, rows", mb.ops.softmax_cross_entropy(), cross_entropy, distributions(5, 7)),
 ]
 

@@ -60,6 +60,13 @@ def test_check_takes_ops_dtypes_and_no_reference(dtype, capsys):
     assert run(["check", "kernels_of_a_user:op", "--shapes", f"{dtype}[7,5]"], capsys)[0] == 0
 
 
+def test_check_takes_an_op_of_the_library_by_name(capsys):
+    code, out, _ = run(
+        ["check", "manual_backprop.ops:gelu", "--reference", "jax.nn:gelu", "--shapes", "f32[7,5]"], capsys
+    )
+    assert code == 0 and out.startswith("gelu(approximate=True) against gelu, seed=0: ok")
+
+
 def test_check_takes_integers_and_float64(tmp_path):
     """In a process of its own: float64 is a setting of the process."""
     command = [sys.executable, "-m", "manual_backprop", "check", "kernels_of_a_user:pick", "--shapes", "f64[7],i32[3]"]
@@ -80,6 +87,19 @@ def test_check_takes_integers_and_float64(tmp_path):
         (["check", "kernels_of_a_user:op", "--shapes", "f32(3)"], "--shapes 'f32(3)' is not understood"),
         (["check", "kernels_of_a_user:op", "--shapes", "f33[3]"], "dtype 'f33' is unknown; did you mean 'f32'?"),
         (["check", "kernels_of_a_user:op", "--shapes", "i32[3]"], "no argument is of a floating dtype"),
+        (["check", "kernels_of_a_user:op", "--shapes", "f32[3 4]"], "--shapes 'f32[3 4]' is not understood"),
+        (["check", "kernels_of_a_user:op", "--shapes", "f32[3]", "--seed", "-1"], "--seed -1 is out of range"),
+        (
+            [
+                "check",
+                "kernels_of_a_user:right",
+                "--reference",
+                "kernels_of_a_user:reference",
+                "--shapes",
+                "f32[7,4],f32[5,3]",
+            ],
+            "the reference reference raised TypeError",
+        ),
         (["check", "kernels_of_a_user:op"], "--shapes"),
         (["chek"], "chek"),
         ([], "COMMAND"),

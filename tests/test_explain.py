@@ -23,6 +23,7 @@ NETWORKS = {
     "chain": (mb.models.chain(), mb.ops.squared_error(), 1, 1),
     "general": (mb.models.mlp(3, 2, activation=mb.ops.tanh(), last=mb.ops.tanh()), mb.ops.squared_error(), 5, 2),
     "classifier": (mb.models.mlp(7, 3, activation=mb.ops.gelu()), mb.ops.softmax_cross_entropy(), 5, None),
+    "activation first": (mb.Serial(Apply(mb.ops.tanh()), Dense(3), Apply(mb.ops.relu())), mb.ops.squared_error(), 5, 3),
     "nested, no bias": (
         mb.Serial(mb.Serial(Dense(3, bias=False), Apply(mb.ops.relu())), mb.models.mlp(2)),
         mb.ops.squared_error(),
@@ -149,9 +150,10 @@ def test_it_prints_every_number():
     ("model", "neurons", "message"),
     [
         (mb.Serial(Dense(3), LayerNorm(), Dense(2)), None, "LayerNorm() is here"),
-        (mb.Serial(Apply(mb.ops.tanh()), Dense(2)), None, "Apply(tanh()) is here"),
+        (mb.Serial(Apply(mb.ops.tanh())), None, "has no weights; wants at least one Dense layer"),
+        (mb.models.mlp(3, 2), {1: 0}, "neurons of layer 1 are 0; wants a list, such as [0]"),
         (mb.Residual(Dense(5)), None, "Residual(Dense(5)) is here"),
-        (mb.models.mlp(3, 2), {4: [0]}, "layer 4; the network has layers 0 … 2"),
+        (mb.models.mlp(3, 2), {4: [0]}, "there is no layer 4 here; the input is 0, the layers are 1 … 2"),
         (mb.models.mlp(3, 2), {1: [3]}, "layer 1 has no neuron 3; it has 0 … 2"),
     ],
     ids=lambda value: str(value),
@@ -164,6 +166,43 @@ def test_bad_input(model, neurons, message):
     params, _ = objective.init(jax.random.key(0), batch)
     with pytest.raises(mb.InputError, match=re.escape(message)):
         explain(objective, params, batch, neurons=neurons)
+
+
+def test_layers_count_from_one_and_another_is_one_line():
+    objective = mb.Objective(mb.models.mlp(3, 2), Apply(mb.ops.squared_error()))
+    batch = jnp.ones((4, 5)), jnp.zeros((4, 2))
+    explanation = explain(objective, objective.init(jax.random.key(0), batch)[0], batch)
+    for ask in (
+        lambda: explanation.weight(0, 0, 0),
+        lambda: explanation.weight(3, 0, 0),
+        lambda: explanation.weight(1, 3, 0),
+        lambda: explanation.weight(1, 0, -1),
+        lambda: explanation.bias(0, 0),
+        lambda: explanation.neuron(-1, 0),
+        lambda: explanation.neuron(2, 0),
+    ):
+        with pytest.raises(mb.InputError, match="explain: "):
+            ask()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda o, p, b: (o, p, (b[0][:3], b[1])), "x has shape (3, 5), target (4, 2)"),
+        (lambda o, p, b: (o, p, (b[0][0], b[1])), "x has shape (5,)"),
+        (lambda o, p, b: (o, p, (b[0][None], b[1])), "x has shape (1, 4, 5)"),
+        (lambda o, p, b: (o, p, (b[0][:0], b[1][:0])), "x has shape (0, 5)"),
+        (lambda o, p, b: (o.model, p, b), "wants an Objective(model, cost)"),
+        (lambda o, p, b: (o, p[0], b), "params are not those of the objective"),
+    ],
+    ids=["batch sizes", "one vector", "three axes", "empty", "a model", "the model's params"],
+)
+def test_what_does_not_fit_is_one_line(change, message):
+    objective = mb.Objective(mb.models.mlp(3, 2), Apply(mb.ops.squared_error()))
+    batch = jnp.ones((4, 5)), jnp.zeros((4, 2))
+    params, _ = objective.init(jax.random.key(0), batch)
+    with pytest.raises(mb.InputError, match=re.escape(message)):
+        explain(*change(objective, params, batch))
 
 
 def test_the_first_value_that_is_not_finite_is_found():
@@ -226,6 +265,8 @@ def test_the_experiment_shows_that_a_nudge_agrees(sizes):
         (("--examples", "0"), "--examples 0 is out of range"),
         (("--epsilon", "0"), "--epsilon 0.0 is no nudge"),
         (("--size", "3"), "--sizes"),
+        (("--seed", "99999999999999999999"), "--seed 99999999999999999999 is out of range"),
+        (("--learning-rate", "nan"), "--learning-rate nan is out of range"),
     ],
     ids=str,
 )

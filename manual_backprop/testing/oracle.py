@@ -95,7 +95,8 @@ def _findings(pair: Pair, reference: Callable, args: tuple, seed: int) -> Iterat
         with jax.enable_x64(True):
             yield from _judge(pair, (run, jitted), args, y, dy, in_64, "float64")
         return
-    own = str(next(leaf.dtype for leaf, want in zip(jax.tree.leaves(args), wanted, strict=True) if want))
+    dtypes = {str(leaf.dtype) for leaf, want in zip(jax.tree.leaves(args), wanted, strict=True) if want}
+    own = dtypes.pop() if len(dtypes) == 1 else "their own dtypes"
     in_own = expected_in_own(vjp, rng, args, dy, args_64, dy_64, in_64)
     found = list(_judge(pair, (run, jitted), args, y, dy, in_own, own))
     yield from found
@@ -197,8 +198,8 @@ def _compared(what: str, leaf: str, got, expect: Expected) -> Finding:
         excess = error - expect.allowed
     if error.size == 0:
         return Finding(what, leaf, True, dtype, error.shape)
-    worst = tuple(int(i) for i in np.unravel_index(np.argmax(excess), error.shape))
     wrong = int(np.sum(error > expect.allowed))
+    worst = tuple(int(i) for i in np.unravel_index(np.argmax(excess if wrong else error), error.shape))
     return Finding(
         what, leaf, wrong == 0, dtype, error.shape, float(error[worst]), float(expect.allowed[worst]), wrong, worst,
         got[worst], E[worst], int(expect.kinks.sum()),

@@ -14,7 +14,7 @@ class Finding:
 
     property: "primal in float32", "gradient in float64", "jit = eager, float32", "arity", "structure", "runs", …
     leaf: "y", "dx", "dparams[0]['w']", …
-    worst: the entry that exceeds its allowance most, or comes nearest to it; there error, allowed, got and expected.
+    worst: the entry that exceeds its allowance most, or else errs most; there error, allowed, got and expected.
     wrong: how many entries exceed it.  kinks: at how many the reference has a kink.
     detail: what went wrong where there is no number to show.
     """

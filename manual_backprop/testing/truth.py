@@ -89,7 +89,8 @@ def expected_in_own(vjp, rng, args, dy, args_64, dy_64, in_64: Leaves) -> Leaves
         side = "y" if leaves is truth.y else "dargs"
         sure, dtype = getattr(in_64, side)[i], getattr(dtypes, side)[i]
         E, spread, _, _, _ = _band(leaves[i], near[i])
-        error = _largest([np.where(sure.kinks, 0, getattr(own, side)[i] - E)])
+        with np.errstate(invalid="ignore"):
+            error = _largest([np.where(sure.kinks, 0, getattr(own, side)[i] - E)])
         allowed = 2 * error + _ulp(dtype) * (2 * _largest([E]) + largest_dy) + np.where(sure.kinks, 0, 16 * spread)
         return sure._replace(allowed=allowed)
 

@@ -1,0 +1,13 @@
+"""Combinators: layers made of layers. Each is one sentence of the calculus, whatever the layers are.
+
+`params` and `state` of a combinator of several layers are tuples, one entry a layer. A PRNG key is split, one a layer.
+"""
+
+from manual_backprop.combinators.objective import Objective
+from manual_backprop.combinators.recompute import Recompute
+from manual_backprop.combinators.repeat import Repeat
+from manual_backprop.combinators.residual import Residual
+from manual_backprop.combinators.several import Parallel, Serial
+from manual_backprop.combinators.tied import Tied
+
+__all__ = ["Objective", "Parallel", "Recompute", "Repeat", "Residual", "Serial", "Tied"]
