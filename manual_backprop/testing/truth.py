@@ -65,44 +65,42 @@ def autodiff(reference: Callable, wanted: list[bool]) -> Callable[..., Leaves]:
 
 def expected_in_float64(vjp, rng, args, dy) -> Leaves:
     """Leaves of Expected; args and dy are float64."""
-    truth, moved = vjp(args, dy), _moved(vjp, rng, args, dy, "float64")
     ulp, largest_dy = _ulp("float64"), _largest(jax.tree.leaves(dy))
 
-    def expect(i, leaves, near):
-        E, spread, kinks, low, high = _band(leaves[i], near[i])
+    def expect(side, i, E, near):
+        spread, kinks, low, high = _band(E, near)
         allowed = 1e-10 * np.maximum(abs(low), abs(high)) + ulp * (_largest([E]) + largest_dy)
         return Expected(E, low, high, allowed + np.where(kinks, 0, 16 * spread), kinks)
 
-    return _map(expect, truth, moved)
+    return _each_leaf(expect, vjp(args, dy), _moved(vjp, rng, args, dy, "float64"))
 
 
 def expected_in_own(vjp, rng, args, dy, args_64, dy_64, in_64: Leaves) -> Leaves:
-    """The same for args as they are: their rounding is allowed, their values are the same."""
+    """The same truths, for args in the dtypes that they came in: the rounding of these is allowed."""
     with jax.enable_x64(True):
         truth, moved = vjp(args_64, dy_64), _moved(vjp, rng, args_64, dy_64, "float32")
     own = vjp(args, dy)
-    y_dtypes = [leaf.dtype for leaf in jax.tree.leaves(dy)]
-    dtypes = Leaves(y_dtypes, [jnp.result_type(leaf) for leaf in jax.tree.leaves(args)])
+    dtypes = [[leaf.dtype for leaf in jax.tree.leaves(tree)] for tree in (dy, args)]
     largest_dy = _largest(jax.tree.leaves(dy))
 
-    def expect(i, leaves, near):
-        side = "y" if leaves is truth.y else "dargs"
-        sure, dtype = getattr(in_64, side)[i], getattr(dtypes, side)[i]
-        E, spread, _, _, _ = _band(leaves[i], near[i])
+    def expect(side, i, E, near):
+        spread, _, _, _ = _band(E, near)
+        kinks, ulp = in_64[side][i].kinks, _ulp(dtypes[side][i])
         with np.errstate(invalid="ignore"):
-            error = _largest([np.where(sure.kinks, 0, getattr(own, side)[i] - E)])
-        allowed = 2 * error + _ulp(dtype) * (2 * _largest([E]) + largest_dy) + np.where(sure.kinks, 0, 16 * spread)
-        return sure._replace(allowed=allowed)
+            error = _largest([np.where(kinks, 0, own[side][i] - E)])
+        allowed = 2 * error + ulp * (2 * _largest([E]) + largest_dy) + np.where(kinks, 0, 16 * spread)
+        return in_64[side][i]._replace(allowed=allowed)
 
-    return _map(expect, truth, moved)
+    return _each_leaf(expect, truth, moved)
 
 
-def _map(expect: Callable, truth: Leaves, moved: list[Leaves]) -> Leaves:
-    sides = []
-    for leaves, *near in zip(truth, *moved, strict=True):
-        columns = list(zip(*near, strict=True))
-        sides.append([None if leaf is None else expect(i, leaves, columns) for i, leaf in enumerate(leaves)])
-    return Leaves(*sides)
+def _each_leaf(expect: Callable, truth: Leaves, moved: list[Leaves]) -> Leaves:
+    """expect(side, i, E, near) for each leaf i of y (side 0) and of the cotangents (side 1); near: the truths near by."""
+
+    def at(side, i, E):
+        return None if E is None else expect(side, i, E, [near[side][i] for near in moved])
+
+    return Leaves(*([at(side, i, E) for i, E in enumerate(leaves)] for side, leaves in enumerate(truth)))
 
 
 def _moved(vjp, rng, args, dy, precision: str) -> list[Leaves]:
@@ -126,18 +124,18 @@ def _moved(vjp, rng, args, dy, precision: str) -> list[Leaves]:
 
 
 def _band(E, near) -> tuple:
-    """E, how far the truths near by are from it, where it has a kink, and the interval between its sides."""
+    """How far the truths near by are from E, where it has a kink, and the interval between its sides."""
     with np.errstate(invalid="ignore"):
         distance = np.stack([np.abs(other - E) for other in near])
         spread = np.where(np.isfinite(distance), distance, 0).max(0)
     if np.iscomplexobj(E):
-        return E, spread, np.zeros(E.shape, bool), E, E
+        return spread, np.zeros(E.shape, bool), E, E
     sides = np.stack([E, *near])
     finite = np.where(np.isfinite(sides), sides, E)
     low, high = finite.min(0), finite.max(0)
     with np.errstate(invalid="ignore"):
         kinks = (spread > 1e-3 * np.maximum(abs(low), abs(high))) & (spread > 1e-6 * _largest([E, *near]))
-    return E, spread, kinks, np.where(kinks, low, E), np.where(kinks, high, E)
+    return spread, kinks, np.where(kinks, low, E), np.where(kinks, high, E)
 
 
 def is_inexact(leaf) -> bool:
