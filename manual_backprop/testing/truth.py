@@ -95,7 +95,7 @@ def expected_in_own(vjp, rng, args, dy, args_64, dy_64, in_64: Leaves) -> Leaves
 
 
 def _each_leaf(expect: Callable, truth: Leaves, moved: list[Leaves]) -> Leaves:
-    """expect(side, i, E, near) for each leaf i of y (side 0) and of the cotangents (side 1); near: the truths near by."""
+    """expect(side, i, E, near): leaf i of y (side 0) or of the cotangents (side 1), and that of the truths near by."""
 
     def at(side, i, E):
         return None if E is None else expect(side, i, E, [near[side][i] for near in moved])
