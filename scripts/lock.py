@@ -35,7 +35,7 @@ def compile_lock(uv, name, sources, requirements):
     """Write one lock.  A line of requirements comes through stdin, so that no file name gets into the lock."""
     lock = run.LOCKS / f"{name}.txt"
     command = [uv, "pip", "compile", "-q", "--universal", "--python-version", "3.11", "--generate-hashes"]
-    command += ["--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links", *sources, "-"]
+    command += ["--no-header", "--no-annotate", *sources, "-"]
     done = subprocess.run(command, cwd=run.ROOT, input="\n".join(requirements), stdout=subprocess.PIPE, text=True)
     if done.returncode:
         run.fail(f"cannot lock {name}.txt (see above): correct pyproject.toml or check the network")
