@@ -166,7 +166,7 @@ def main() -> None:
     for rows_of in chosen:
         for title, peer_name, ours, peer in rows_of():
             same_result(ours, peer)
-            result = compare(ours, peer, rounds=7 if options.quick else 41, tracing_rounds=2 if options.quick else 7)
+            result = compare(ours, peer, rounds=7 if options.quick else 101, tracing_rounds=2 if options.quick else 7)
             print(line(title, result), flush=True)
             rows.append(as_json(rows_of.__name__, title, peer_name, result, machine))
     if options.json:
