@@ -48,7 +48,7 @@ class Config:
     cost: str = "squared_error"
     """squared_error (sigmoid outputs against 0 and 1) or softmax_cross_entropy (of logits)."""
     optimizer: str = "sgd"
-    """Any optimiser of optax by its name."""
+    """Any of optax's aliases by its name."""
     learning_rate: float = 1.0
     """The length of a step. 1 suits sgd here; try 0.003 for adam."""
     batch_size: int = 64

@@ -79,8 +79,9 @@ def named(place: str):
         found = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"{place!r} cannot be had: {error}") from None
+    except Exception as error:  # whatever the user's module does when it is imported
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"{place!r} cannot be had: {type(error).__name__}: {reason}") from None
     return found
 
 

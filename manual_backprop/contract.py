@@ -15,6 +15,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -98,7 +99,7 @@ def op(rule: Callable[..., tuple[Callable, Callable]]) -> Callable[..., Op]:
             raise InputError(f"{rule.__name__}: binds options, by keyword; apply it to arrays as {rule.__name__}()(…)")
         for name in options:
             choose(f"{rule.__name__}: option", name, signature.parameters)
-        bound = signature.bind(**{name: _plain(value) for name, value in options.items()})
+        bound = signature.bind(**{name: _plain(rule.__name__, name, value) for name, value in options.items()})
         bound.apply_defaults()
         forward, backward = rule(**bound.arguments)
         return Op(rule, tuple(bound.arguments.items()), _on_arrays(forward), backward)
@@ -107,9 +108,13 @@ def op(rule: Callable[..., tuple[Callable, Callable]]) -> Callable[..., Op]:
     return constructor
 
 
-def _plain(value):
+def _plain(who: str, name: str, value):
     """A number of numpy's or JAX's as Python's: it hashes, and its dtype does not spread."""
-    return value.item() if isinstance(value, np.generic | jax.Array) else value
+    if not isinstance(value, np.generic | np.ndarray | jax.Array):
+        return value
+    if np.ndim(value) or isinstance(value, jax.core.Tracer):
+        raise InputError(f"{who}: option {name!r} is an array {np.shape(value)}; wants a plain number")
+    return value.item()
 
 
 def _on_arrays(forward: Callable) -> Callable:
@@ -173,8 +178,19 @@ def want_layer(who: str, layer: Any) -> None:
     hint = "an op becomes one by layers.Apply(op)"
     if getattr(layer, "makes_op", False):
         hint = f"{layer.__name__} makes ops: layers.Apply({layer.__name__}())"
+    elif inspect.isclass(layer) and issubclass(layer, Layer):
+        hint = "a class is none before it is called"
+    elif isinstance(layer, list | tuple):
+        hint = "unpack a list with *"
     shown = getattr(layer, "__name__", None) or repr(layer)
     raise InputError(f"{who}: got {shown}; wants a layer: {hint}")
+
+
+def want_count(who: str, n: Any) -> int:
+    """n as Python's int. Raises InputError unless it is a whole number, at least 1."""
+    if isinstance(n, bool) or not hasattr(n, "__index__") or operator.index(n) < 1:
+        raise InputError(f"{who} is {n!r}; wants a whole number, at least 1")
+    return operator.index(n)
 
 
 class Stateless(Layer):
@@ -202,7 +218,6 @@ class Stateless(Layer):
         return y, state, residuals
 
 
-@functools.cache  # equal objectives give one function, so jitting it again compiles nothing
 def value_and_grad(objective: Layer) -> Callable:
     """The cost and its gradient ∇C: `((cost, state), dparams) = value_and_grad(objective)(params, state, batch, key)`.
 
@@ -212,7 +227,14 @@ def value_and_grad(objective: Layer) -> Callable:
     """
 
     want_layer("value_and_grad", objective)
+    try:
+        return _value_and_grad(objective)
+    except TypeError:  # a layer that does not hash
+        return _value_and_grad.__wrapped__(objective)
 
+
+@functools.lru_cache(maxsize=128)  # equal objectives give one function, so jitting it again compiles nothing
+def _value_and_grad(objective: Layer) -> Callable:
     def run(params, state, batch, key=None):
         cost, state, residuals = objective.forward(params, state, batch, key)
         if jnp.shape(cost) != ():

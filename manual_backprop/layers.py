@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from manual_backprop import ops
-from manual_backprop.contract import InputError, Op, Stateless
+from manual_backprop.contract import InputError, Op, Stateless, want_count
 from manual_backprop.ops.arrays import want_float
 
 # An initialiser is a function (key, shape, dtype) -> array, made once: a layer compares it by identity.
@@ -67,7 +67,8 @@ class OpLayer(Stateless):
 
 def _with(residuals, params):
     """The residuals with the fields that bear a parameter's name replaced."""
-    return residuals._replace(**{name: value for name, value in params.items() if name in residuals._fields})
+    kept = {name: value for name, value in params.items() if name in getattr(residuals, "_fields", ())}
+    return residuals._replace(**kept) if kept else residuals
 
 
 @dataclass(frozen=True, repr=False)
@@ -92,8 +93,7 @@ class Dense(OpLayer):
     b_init: Initializer = zeros
 
     def __post_init__(self):
-        if not (isinstance(self.features, int) and self.features >= 1):
-            raise InputError(f"Dense: features is {self.features!r}; wants a whole number, at least 1")
+        object.__setattr__(self, "features", want_count("Dense: features", self.features))
 
     @property
     def op(self) -> Op:

@@ -60,6 +60,10 @@ def many_classes(rng):
     return rng.standard_normal((7, 300)), np.array([0, 5, 44, 99, 200, 255, 1], np.uint8)
 
 
+def unsigned(rng):
+    return rng.standard_normal((7, 5)), rng.integers(0, 5, 7).astype(np.uint32)
+
+
 def shifted(rng):
     """Logits far from zero: only their differences matter."""
     logits, classes = labels(5, 7)(rng)
@@ -126,6 +130,7 @@ OPS = [
     Case("softmax_cross_entropy, integers", mb.ops.softmax_cross_entropy(), integer_cross_entropy, labels(5, 7)),
     Case("softmax_cross_entropy, text", mb.ops.softmax_cross_entropy(), integer_cross_entropy, labels(5, 2, 7)),
     Case("softmax_cross_entropy, uint8", mb.ops.softmax_cross_entropy(), integer_cross_entropy, many_classes),
+    Case("softmax_cross_entropy, uint32", mb.ops.softmax_cross_entropy(), integer_cross_entropy, unsigned),
     Case("softmax_cross_entropy, shifted", mb.ops.softmax_cross_entropy(), integer_cross_entropy, shifted),
     Case("softmax_cross_entropy, rows", mb.ops.softmax_cross_entropy(), cross_entropy, distributions(5, 7)),
 ]

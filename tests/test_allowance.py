@@ -43,6 +43,8 @@ NASTY = {
     "huge": (jnp.square, jnp.full((5,), 1e18)),
     "a kink at a sample point": (lambda x: jnp.clip(x, -1, 1), jnp.linspace(-2, 2, 9)),
     "ties": (lambda x: jnp.max(x, -1), jnp.array([[1.0, 1.0, 0.5], [2.0, 3.0, 3.0]])),
+    "beyond float16": (jnp.exp, jnp.array([12.0, 1.0], jnp.float16)),
+    "beyond float32": (jnp.exp, jnp.array([90.0, 1.0])),
     "constant": (lambda x: x * 0 + 3, jnp.ones(4)),
     "infinite slope": (jnp.sqrt, jnp.array([0.0, 1.0, 4.0])),
     "an ill-conditioned solve": (
@@ -67,6 +69,23 @@ def test_a_kink_is_said_and_either_side_is_right():
         assert report and "2 at a kink" in str(report)
     for wrong in (lambda x, dy: (dy,), lambda x, dy: (1.5 * dy * (abs(x) <= 1),), lambda x, dy: (-dy * (abs(x) <= 1),)):
         assert not check_vjp((lambda x: (clip(x), x), wrong), clip, x)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_kink_at_zero_is_a_kink(seed):
+    x = jnp.array([0.0, 1.0, -1.0, 0.0])
+    assert check_vjp(mb.ops.relu(), lambda x: jnp.maximum(x, 0), x, seed=seed)
+    assert check_vjp((lambda x: (abs(x), x), lambda x, dy: (dy * jnp.sign(x),)), jnp.abs, x, seed=seed)
+    assert not check_vjp(
+        (lambda x: (abs(x), x), lambda x, dy: (dy * jnp.where(x < 0, -1, 1.5),)), jnp.abs, x, seed=seed
+    )
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_winner_of_a_tie_may_take_all(seed):
+    x = jnp.array([1.0, 3.0, 3.0, 0.0])
+    first = (lambda x: (jnp.max(x), x)), lambda x, dy: (dy * jax.nn.one_hot(jnp.argmax(x), 4),)
+    assert check_vjp(first, jnp.max, x, seed=seed)
 
 
 @pytest.mark.parametrize(

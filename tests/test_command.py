@@ -35,6 +35,7 @@ def run(arguments, capsys):
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     (tmp_path / "kernels_of_a_user.py").write_text(MODULE)
+    (tmp_path / "broken_module.py").write_text("1 / 0")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
 
@@ -82,8 +83,12 @@ def test_check_takes_integers_and_float64(tmp_path):
             ["check", "kernels_of_a_user", "--shapes", "f32[3]"],
             "'kernels_of_a_user' names nothing; wants package.module:name",
         ),
-        (["check", "no.such:f", "--shapes", "f32[3]"], "'no.such:f' cannot be had: No module named 'no'"),
+        (
+            ["check", "no.such:f", "--shapes", "f32[3]"],
+            "'no.such:f' cannot be had: ModuleNotFoundError: No module named 'no'",
+        ),
         (["check", "kernels_of_a_user:nothing", "--shapes", "f32[3]"], "has no attribute 'nothing'"),
+        (["check", "broken_module:f", "--shapes", "f32[3]"], "'broken_module:f' cannot be had: ZeroDivisionError"),
         (["check", "kernels_of_a_user:op", "--shapes", "f32(3)"], "--shapes 'f32(3)' is not understood"),
         (["check", "kernels_of_a_user:op", "--shapes", "f33[3]"], "dtype 'f33' is unknown; did you mean 'f32'?"),
         (["check", "kernels_of_a_user:op", "--shapes", "i32[3]"], "no argument is of a floating dtype"),

@@ -176,6 +176,14 @@ def test_jitting_the_gradient_of_a_model_built_again_traces_nothing():
     assert jax.jit(mb.value_and_grad(build()))._cache_size() == 1
 
 
+def test_a_layer_that_does_not_hash_has_a_gradient_too():
+    objective = mb.Objective(LayerNorm(eps=jnp.float32(1e-5)), Apply(mb.ops.squared_error()))
+    batch = jnp.ones((7, 5)), jnp.ones((7, 5))
+    (cost, _), _ = mb.value_and_grad(objective)(*objective.init(jax.random.key(0), batch), batch)
+    assert np.isfinite(cost)
+    assert Dense(np.int64(3)) == Dense(3) and mb.Repeat(Dense(5), np.int32(2)) == mb.Repeat(Dense(5), 2)
+
+
 def test_numbers_of_numpy_as_options_are_numbers():
     op = mb.ops.leaky_relu(negative_slope=np.float32(0.25))
     assert op == mb.ops.leaky_relu(negative_slope=0.25)

@@ -164,6 +164,26 @@ def test_an_error_of_1e_4_in_float32_does_not_hide_in_a_kernel_that_has_no_float
     assert [(finding.leaf, finding.property) for finding in report.failures] == [("dx", "gradient in float32")]
     right = check_vjp((forward, lambda r, dy: mb.ops.tanh().backward(r, dy)), jnp.tanh, *args)
     assert right and "not judged" in str(right)
+    cast_up = forward, lambda r, dy: (mb.ops.tanh().backward(r, dy)[0].astype(dy.dtype),)
+    assert check_vjp(cast_up, jnp.tanh, *args)
+
+
+def test_a_constant_written_with_eight_digits_is_caught():
+    """In float32 it is right; in float64 its primal is off by 1e-8, and that is no rounding."""
+    gelu = lambda x: 0.5 * x * (1 + jnp.tanh(0.79788456 * (x + 0.044715 * x**3)))
+    report = check_vjp(gelu, jax.nn.gelu, *CASES["gelu, tanh"].args())
+    assert {finding.property for finding in report.failures} == {"primal in float64", "gradient in float64"}
+
+
+def test_one_leaf_that_is_rounded_does_not_hide_another():
+    def backward(r, dy):
+        dx, dw, db = mb.ops.dense().backward(r, dy)
+        return dx * (1 + 1e-8), dw, db.astype(jnp.float32)
+
+    case = CASES["dense"]
+    report = check_vjp((mb.ops.dense().forward, backward), case.reference, *case.args())
+    assert [(finding.leaf, finding.property) for finding in report.failures] == [("dx", "gradient in float64")]
+    assert "db" in str(report) and "answers in float32" in str(report)
 
 
 def test_candidates_of_every_kind():

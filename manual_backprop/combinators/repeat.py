@@ -8,7 +8,7 @@ import jax
 from jax import lax
 
 from manual_backprop.combinators.shapes import output, shapes, want_same_shape
-from manual_backprop.contract import InputError, Layer, inside, want_layer
+from manual_backprop.contract import Layer, inside, want_count, want_layer
 
 
 @dataclass(frozen=True, repr=False)
@@ -24,8 +24,7 @@ class Repeat(Layer):
 
     def __post_init__(self):
         want_layer("Repeat", self.layer)
-        if self.n < 1:
-            raise InputError(f"Repeat: n is {self.n}; wants at least one layer")
+        object.__setattr__(self, "n", want_count("Repeat: n", self.n))
 
     def init(self, key, x):
         x = shapes(x)

@@ -32,7 +32,7 @@ class Tied(Layer):
             if a[: len(b)] == b[: len(a)]:
                 raise InputError(f"Tied: {a} and {b} are one place, or one holds the other; wants separate places")
         object.__setattr__(self, "layer", layer)
-        object.__setattr__(self, "places", places)
+        object.__setattr__(self, "places", tuple(map(tuple, places)))
 
     def __repr__(self):
         return f"Tied({', '.join(map(repr, (self.layer, *self.places)))})"

@@ -218,6 +218,8 @@ def _checked(objective, params, batch) -> tuple[jax.Array, jax.Array]:
         raise InputError(f"explain: got {objective!r}; wants an Objective(model, cost)")
     if not (isinstance(params, tuple) and len(params) == 2):
         raise InputError("explain: params are not those of the objective; wants what objective.init gave")
+    if len(batch) != 2:
+        raise InputError(f"explain: the batch holds {len(batch)}; wants a pair (x, target)")
     x, target = map(jnp.asarray, batch)
     if x.ndim != 2 or target.ndim == 0 or len(x) != len(target) or len(x) == 0:
         raise InputError(
@@ -297,7 +299,7 @@ def _want_neurons(terms, neurons: Mapping[int, Sequence[int]]) -> None:
             raise InputError(
                 f"explain: there is no layer {layer} here; the input is 0, the layers are 1 … {len(terms)}"
             )
-        if not isinstance(chosen, Sequence):
+        if not isinstance(chosen, Sequence | np.ndarray):
             raise InputError(f"explain: neurons of layer {layer} are {chosen!r}; wants a list, such as [{chosen!r}]")
         for j in chosen:
             if j not in range(widths[layer]):

@@ -48,7 +48,7 @@ def softmax_cross_entropy():
         if labels.ndim < logits.ndim:
             costs = s - jnp.take_along_axis(shifted, _index(labels), -1, mode="fill")
         else:
-            costs = labels * (s - shifted)
+            costs = jnp.where(labels == 0, 0, labels * (s - shifted))  # 0 ln 0 is 0
         return jnp.sum(costs) / s.size, Residuals(logits, labels, m, s)
 
     def backward(residuals, dy):
@@ -69,7 +69,8 @@ def softmax_cross_entropy():
 
 def _index(labels) -> jax.Array:
     """[..., 1], of a dtype that counts any number of classes: uint8 ends at 255."""
-    return labels[..., None].astype(jnp.promote_types(labels.dtype, jnp.int32))
+    labels = labels[..., None]
+    return labels if jnp.iinfo(labels.dtype).bits >= 32 else labels.astype(jnp.int32)
 
 
 def check(logits, labels) -> None:

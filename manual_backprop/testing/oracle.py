@@ -61,6 +61,8 @@ def _reference(reference, pair: Pair) -> tuple[Callable, str]:
     """The function that autodiff is to see through, and its name. An Op's own backward would judge itself."""
     if reference is None:
         return lambda *args: pair.forward(*args)[0], "its own primal"
+    if getattr(reference, "makes_op", False):
+        reference = reference()
     if isinstance(reference, Op):
         return lambda *args: reference.forward(*args)[0], f"the primal of {reference!r}"
     if isinstance(reference, Layer) or not callable(reference):
@@ -103,15 +105,14 @@ def _findings(pair: Pair, reference: Callable, args: tuple, seed: int) -> Iterat
     if any(finding.detail for finding in found):
         return
     with jax.enable_x64(True):
-        found = list(_judge(pair, (jitted,), args_64, jax.tree.map(to_float64, y), dy_64, in_64, "float64"))
-    if all(finding.ok for finding in found if finding.leaf == "y" or finding.detail):
-        yield from found
-    else:  # a kernel, say, that computes or answers in its own precision whatever it is given
-        yield Finding("float64", "y", True, detail=f"not judged: the candidate does not compute in it; judged in {own}")
+        yield from _judge(pair, (jitted,), args_64, y, dy_64, in_64, "float64")
 
 
 def _judge(pair: Pair, runs: tuple, args, wanted_y, dy, expected: Leaves, precision: str) -> Iterator[Finding]:
-    """Primal, arity, structure, shape, dtype and values of the first run; the second, if any, against the first."""
+    """Primal, arity, structure, shape, dtype and values of the first run; the second, if any, against the first.
+
+    One run alone is of a candidate in float64, judged in its own precision before: what it rounds is not judged again.
+    """
     run, *again = runs
     try:
         y, dargs = run(args, dy)
@@ -122,7 +123,11 @@ def _judge(pair: Pair, runs: tuple, args, wanted_y, dy, expected: Leaves, precis
         yield Finding("primal", "y", False, detail=problem)
         return
     for got, expect in zip(jax.tree.leaves(y), expected.y, strict=True):
-        yield _compared(f"primal in {precision}", "y", got, expect)
+        finding = _compared(f"primal in {precision}", "y", got, expect)
+        if not again and not finding.ok and _is_rounded(got):  # a kernel that computes in its own precision
+            yield _not_judged("y", "its values are rounded to a lower precision")
+            return
+        yield finding
 
     if not isinstance(dargs, tuple) or len(dargs) != len(args):
         count = f"a tuple of {len(dargs)}" if isinstance(dargs, tuple) else _text(dargs)
@@ -140,11 +145,15 @@ def _judge(pair: Pair, runs: tuple, args, wanted_y, dy, expected: Leaves, precis
     for (leaf, arg, got), expect in zip(leaves, expected.dargs, strict=True):
         wanted, shown = "None" if expect is None else _text(arg), _text(got)
         fits.append(wanted == shown and expect is not None)
-        if wanted != shown:
+        if not again and _is_narrow(got):
+            yield _not_judged(leaf, f"it answers in {got.dtype}")
+        elif wanted != shown:
             detail = f"got {shown}, expected {wanted}, as its argument"
             yield Finding("shape and dtype", leaf, False, detail=detail)
         elif expect is not None:
-            yield _compared(f"gradient in {precision}", leaf, got, expect)
+            finding = _compared(f"gradient in {precision}", leaf, got, expect)
+            rounded = not again and not finding.ok and _is_rounded(got)
+            yield _not_judged(leaf, "its values are rounded to a lower precision") if rounded else finding
     for jitted in again:
         try:
             _, dargs = jitted(args, dy)
@@ -156,13 +165,30 @@ def _judge(pair: Pair, runs: tuple, args, wanted_y, dy, expected: Leaves, precis
                 yield _compared(f"jit = eager, {precision}", leaf, got, _at(expect, eager))
 
 
+def _is_narrow(value) -> bool:
+    """Whether it is an array of a floating dtype below float64."""
+    return getattr(value, "dtype", None) is not None and is_inexact(value) and jnp.finfo(value.dtype).bits < 64
+
+
+def _is_rounded(value) -> bool:
+    """Whether every number of it is one of float32: a sign of arithmetic in float32, or less."""
+    value = to_numpy(value)
+    with np.errstate(over="ignore", invalid="ignore"):
+        narrow = value.astype(np.complex64 if np.iscomplexobj(value) else np.float32)
+    return bool(np.all((narrow == value) | np.isnan(value)))
+
+
+def _not_judged(leaf: str, why: str) -> Finding:
+    return Finding("float64", leaf, True, detail=f"not judged in float64, but in its own precision alone: {why}")
+
+
 def _misfit(y, wanted) -> str | None:
     """What is wrong with the structure, shapes or dtypes of y. A wider dtype than the reference's is no mistake."""
     if jax.tree.structure(y) != jax.tree.structure(wanted):
         return f"got {_text(y)}, expected {_text(wanted)}"
     for got, expected in zip(jax.tree.leaves(y), jax.tree.leaves(wanted), strict=True):
         got = jnp.asarray(got)
-        if got.shape != expected.shape or jnp.promote_types(got.dtype, expected.dtype) != got.dtype:
+        if got.shape != expected.shape or jnp.promote_types(got.dtype, expected.dtype) != got.dtype:  # narrower
             return f"got {_text(got)}, expected {_text(expected)}"
     return None
 
