@@ -12,10 +12,13 @@ def device(platform: str | None) -> jax.Device:
     try:
         return jax.devices(platform)[0]
     except RuntimeError as error:
-        if "Unknown backend" in str(error) or "not found" in str(error) or platform is None:
-            found = ", ".join(sorted({d.platform for d in jax.devices()})) if platform else "none"
-            raise InputError(f"device {platform!r}: this machine, with this jax, has none; found: {found}") from None
-        raise InputError(f"device {platform!r}: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0]
+        if platform is None:
+            raise InputError(f"jax has no device: {reason}") from None
+        found = ", ".join(sorted({d.platform for d in jax.devices()}))
+        raise InputError(
+            f"device {platform!r}: this machine, with this jax, has none; found: {found} ({reason})"
+        ) from None
 
 
 def describe(device: jax.Device) -> str:
