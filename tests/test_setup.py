@@ -359,9 +359,6 @@ def test_every_tpu_that_jax_knows_is_known():
     assert {*hardware_utils._TPU_PCI_DEVICE_IDS} <= {*run.TPUS}
 
 
-# --- The locks --------------------------------------------------------------------------------------------------------
-
-
 def test_a_changed_requirement_makes_the_locks_stale(checkout):
     path = checkout.root / "pyproject.toml"
     old = path.read_text()
