@@ -82,8 +82,11 @@ class Op:
 
     @functools.cached_property
     def arguments(self) -> tuple[str, ...]:
-        """The names of the arguments, in order."""
-        return tuple(inspect.signature(self.forward).parameters)
+        """The names of the arguments, in order; `*xs` stands for any number of them."""
+        return tuple(
+            f"*{name}" if parameter.kind is parameter.VAR_POSITIONAL else name
+            for name, parameter in inspect.signature(self.forward).parameters.items()
+        )
 
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(f'{name}={value!r}' for name, value in self.options)})"

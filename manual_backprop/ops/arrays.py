@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,3 +42,45 @@ def want_examples(op: str, x) -> None:
 def known(x) -> np.ndarray | None:
     """The values of x where they are known, in eager calls; None inside a transformation."""
     return None if isinstance(x, jax.core.Tracer) else np.asarray(x)
+
+
+# ── shapes and axes ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """The shape and dtype of an argument whose values the backward pass does not need: a residual without memory."""
+
+    shape: tuple[int, ...]
+    dtype: jnp.dtype
+
+
+def spec(x) -> Spec:
+    return Spec(x.shape, x.dtype)
+
+
+def want_axes(op: str, axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
+    """The axes as distinct numbers from 0, in order; None: all. Raises InputError for one out of range or given twice."""
+    axes = range(ndim) if axis is None else (axis,) if isinstance(axis, int) else tuple(axis)
+    for one in axes:
+        if not (isinstance(one, int) and -ndim <= one < ndim):
+            raise InputError(f"{op}: axis {one} is out of range; wants -{ndim} … {ndim - 1} for {ndim} axes")
+    if len({one % ndim for one in axes}) < len(axes):
+        raise InputError(f"{op}: axis {axis} names an axis twice; wants each once")
+    return tuple(sorted(one % ndim for one in axes))
+
+
+def want_shape(op: str, shape: tuple[int, ...], why: str = "", **arguments) -> None:
+    """Raises InputError for the first argument of another shape; `why` says where the shape is from."""
+    for name, x in arguments.items():
+        if x.shape != shape:
+            raise InputError(f"{op}: {name} has shape {x.shape}; wants {shape}{why and ', ' + why}")
+
+
+def sum_to(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """x summed over every axis along which `shape` was broadcast to x's: each copy is a path, and paths add up."""
+    extra = x.ndim - len(shape)
+    copied = [i + extra for i, size in enumerate(shape) if size == 1 and x.shape[i + extra] != 1]
+    total = jnp.sum(x, (*range(extra), *copied), dtype=wide_dtype(x.dtype), keepdims=True)
+    return total.reshape(shape)

@@ -1,4 +1,4 @@
-"""Layers: an op, the names of its parameters, and how they start."""
+"""What every layer is made of: an op, the names of its parameters, and how they start."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from manual_backprop import ops
-from manual_backprop.contract import InputError, Op, Stateless, want_count
+from manual_backprop.contract import InputError, Op, Stateless
 from manual_backprop.ops.arrays import want_float
 
 # An initialiser is a function (key, shape, dtype) -> array, made once: a layer compares it by identity.
@@ -53,15 +52,16 @@ class OpLayer(Stateless):
         """x as the op's arguments but the parameters."""
         arguments = x if isinstance(x, tuple) else (x,)
         names = [name for name in self.op.arguments if name not in params]
-        if len(arguments) != len(names):
+        if len(arguments) != len(names) and not self.op.arguments[-1].startswith("*"):
             got = f"a tuple of {len(x)}" if isinstance(x, tuple) else "one array"
             raise InputError(f"{self.op.name}: got {got}; wants {', '.join(names)}")
         return arguments
 
     def backward(self, params, residuals, dy):
-        cotangents = dict(zip(self.op.arguments, self.op.backward(_with(residuals, params), dy), strict=True))
-        dparams = {name: cotangents.pop(name) for name in params}
-        dx = tuple(cotangents.values())
+        cotangents = self.op.backward(_with(residuals, params), dy)
+        names = dict(enumerate(self.op.arguments))
+        dparams = {names[i]: d for i, d in enumerate(cotangents) if names.get(i) in params}
+        dx = tuple(d for i, d in enumerate(cotangents) if names.get(i) not in params)
         return dparams, dx if len(dx) > 1 else dx[0]
 
 
@@ -83,45 +83,7 @@ class Apply(OpLayer):
             raise InputError(f"Apply: got {getattr(self.op, '__name__', repr(self.op))}; wants an op: {hint}")
 
 
-@dataclass(frozen=True, repr=False)
-class Dense(OpLayer):
-    """z = x w + b: x [..., in] → [..., features]; w [in, features], b [features] in x's dtype. The op: `ops.dense`."""
-
-    features: int
-    bias: bool = True
-    w_init: Initializer = lecun_normal
-    b_init: Initializer = zeros
-
-    def __post_init__(self):
-        object.__setattr__(self, "features", want_count("Dense: features", self.features))
-
-    @property
-    def op(self) -> Op:
-        return ops.dense(bias=self.bias)
-
-    def parameters(self, key, x):
-        shape, dtype = _vectors("Dense", x)
-        w_key, b_key = jax.random.split(key)
-        params = {"w": self.w_init(w_key, (shape[-1], self.features), dtype)}
-        return params | {"b": self.b_init(b_key, (self.features,), dtype)} if self.bias else params
-
-
-@dataclass(frozen=True, repr=False)
-class LayerNorm(OpLayer):
-    """Layer normalisation over the last axis of x [..., d], with scale [d] and bias [d]. The op: `ops.layer_norm`."""
-
-    eps: float = 1e-5
-
-    @property
-    def op(self) -> Op:
-        return ops.layer_norm(eps=self.eps)
-
-    def parameters(self, key, x):
-        shape, dtype = _vectors("LayerNorm", x)
-        return {"scale": ones(key, shape[-1:], dtype), "bias": zeros(key, shape[-1:], dtype)}
-
-
-def _vectors(who: str, x) -> tuple[tuple[int, ...], jnp.dtype]:
+def vectors(who: str, x) -> tuple[tuple[int, ...], jnp.dtype]:
     """The shape and dtype of x, one array of at least one axis and of floating point."""
     if isinstance(x, tuple | list | dict):
         raise InputError(f"{who}: x is a {type(x).__name__} of {len(x)}; wants one array [..., features]")

@@ -1,0 +1,3 @@
+"""Matrix calculus: functions of a whole matrix."""
+
+__all__: list[str] = []

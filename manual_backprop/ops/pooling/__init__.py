@@ -1,0 +1,3 @@
+"""Pooling and upsampling: many positions to one, one to many."""
+
+__all__: list[str] = []

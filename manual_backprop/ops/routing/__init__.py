@@ -1,0 +1,3 @@
+"""Routing: which numbers go where: chosen, dropped, gathered, scattered, rounded."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""Sequences: the chain rule through time."""
+
+__all__: list[str] = []

@@ -1,0 +1,1 @@
+"""PyTorch's functions of this family, in our ops."""
