@@ -61,6 +61,7 @@ def jobs():
     return {
         **experiments,
         "benchmark": [str(ROOT / "scripts" / "benchmark.py")],
+        "table": [str(ROOT / "scripts" / "table.py")],
         "test": pytest,
         "nightly": [*pytest, "-m", ""],  # the slow tests too
     }

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import cases
 import manual_backprop as mb
 from manual_backprop.layers import Apply, Dense, LayerNorm
 
@@ -162,9 +163,9 @@ MISTAKES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_one_line(name):
-    make, message = MISTAKES[name]
+@pytest.mark.parametrize("mistake", [*MISTAKES, *cases.MISTAKES])
+def test_a_mistake_is_one_line(mistake):
+    make, message = (MISTAKES | cases.MISTAKES)[mistake]
     with pytest.raises(mb.InputError) as raised:
         make()
     assert message in str(raised.value)

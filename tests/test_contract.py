@@ -1,6 +1,7 @@
 """What every op and layer promises: shapes, dtypes, None for integers, values that compare, no weight in the residuals."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.extend.core
@@ -39,7 +40,7 @@ def test_two_runs_give_the_same_bits(case: Case):
 def test_calling_an_op_is_a_custom_vjp_of_its_pair(case: Case):
     args = case.args()
     y, vjp = jax.vjp(case.unit, *args)
-    np.testing.assert_array_equal(y, case.pair.forward(*args)[0])
+    jax.tree.map(np.testing.assert_array_equal, y, case.pair.forward(*args)[0])
     dy = random_like(y, 1)
     for theirs, ours in zip(vjp(dy), gradient(case.pair, args, dy), strict=True):
         if ours is None:
@@ -53,23 +54,40 @@ def test_residuals_that_bear_an_arguments_name_hold_it(case: Case):
     """Layers rely on it: they take such a field out, and put the parameter back."""
     args = case.args()
     _, residuals = case.unit.forward(*args)
-    named = dict(zip(case.unit.arguments, args, strict=True))
+    named = dict(zip(case.unit.arguments, args, strict=False))  # *xs stands for several
     for field in set(residuals._fields) & set(named):
         assert getattr(residuals, field) is named[field]
 
 
 @pytest.mark.parametrize(**each(OPS))
 def test_an_op_takes_numpy_arrays(case: Case):
-    args = tuple(np.asarray(leaf) for leaf in case.draw(np.random.default_rng(0)))  # float64, as numpy's default
-    np.testing.assert_allclose(case.unit(*args), case.reference(*args), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(case.unit.forward(*args)[0], case.reference(*args), rtol=1e-4, atol=1e-6)
+    args = case.draw(np.random.default_rng(0))  # float64, as numpy's default
+    reference = case.reference(*args)
+    for y in (case.unit(*args), case.unit.forward(*args)[0]):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), y, reference)
+
+
+@pytest.mark.parametrize(**each(OPS))
+def test_an_equal_op_compiles_nothing_again(case: Case):
+    traces = []
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(op, *args):
+        traces.append(op)
+        return op(*args)
+
+    again = getattr(mb.ops, case.unit.name)(**dict(case.unit.options))
+    assert again == case.unit and hash(again) == hash(case.unit)
+    for op, seed in ((case.unit, 0), (case.unit, 1), (again, 2)):
+        run(op, *case.args(seed))
+    assert len(traces) == 1
 
 
 @pytest.mark.parametrize(**each([*LAYERS, *MODELS]))
 def test_no_weight_is_saved_among_the_residuals(case: Case):
     """Nor anything that depends on the parameters alone: every residual feels x, or is no function of either."""
-    params, state, x = case.args()
-    jaxpr = jax.make_jaxpr(lambda x, params: case.unit.forward(params, state, x)[2])(x, params).jaxpr
+    params, state, x, *key = case.args()
+    jaxpr = jax.make_jaxpr(lambda x, params: case.unit.forward(params, state, x, *key)[2])(x, params).jaxpr
     inputs = jaxpr.invars[: len(jax.tree.leaves(x))]
     felt, weights = feels(jaxpr, inputs), feels(jaxpr, jaxpr.invars[len(inputs) :])
     for var in jaxpr.outvars:
@@ -85,7 +103,13 @@ def feels(jaxpr, sources) -> set:
     return found
 
 
-@pytest.mark.parametrize(**each([*LAYERS, *MODELS]))
+def is_the_same_in_training(case: Case) -> bool:
+    """Not so with a state, such as running statistics, or with randomness."""
+    _, state, _, *key = case.args()
+    return not (jax.tree.leaves(state) or key)
+
+
+@pytest.mark.parametrize(**each([case for case in [*LAYERS, *MODELS] if is_the_same_in_training(case)]))
 def test_apply_is_forward_and_jax_grad_of_it_is_backward(case: Case):
     params, state, x = case.args()
     y, vjp = jax.vjp(lambda params: case.unit.apply(params, state, x), params)
@@ -99,18 +123,18 @@ def test_apply_is_forward_and_jax_grad_of_it_is_backward(case: Case):
 
 @pytest.mark.parametrize(**each([*LAYERS, *MODELS]))
 def test_init_needs_shapes_alone(case: Case):
-    _, _, x = case.args()
+    _, _, x, *key = case.args()
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), x)
     from_shapes, from_arrays = (case.unit.init(jax.random.key(3), example) for example in (shapes, x))
     jax.tree.map(np.testing.assert_array_equal, from_shapes, from_arrays)
     dparams = jax.eval_shape(
-        lambda p, s, x: case.pair.backward(case.pair.forward(p, s, x)[1], dy_of(case, p, s, x))[0], *from_arrays, x
+        lambda *args: case.pair.backward(case.pair.forward(*args)[1], dy_of(case, args))[0], *from_arrays, x, *key
     )
     assert jax.tree.structure(dparams) == jax.tree.structure(from_arrays[0])
 
 
-def dy_of(case, params, state, x):
-    y, _ = case.pair.forward(params, state, x)
+def dy_of(case, args):
+    y, _ = case.pair.forward(*args)
     return jax.tree.map(jnp.ones_like, y)
 
 

@@ -3,9 +3,14 @@
 import jax
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from cases import CASES, Case, compiled, each, random_like
+from cases import CASES, FAMILIES, OPS, Case, compiled, differentiable, each, random_like
+from cases.measure import float64_error
 from manual_backprop.testing import check_vjp
+
+FIRST_OF_EACH = list({case.unit.name: case for case in reversed(OPS)}.values())
 
 
 @pytest.mark.parametrize(**each(CASES))
@@ -17,10 +22,55 @@ def test_oracle_finds_nothing(case: Case, seed):
 
 @pytest.mark.parametrize(**each(CASES))
 def test_relative_error_in_float64_is_below_1e_12(case: Case):
+    assert float64_error(case) <= 1e-12
+
+
+@pytest.mark.parametrize(**each(FIRST_OF_EACH))
+def test_the_slope_along_a_line_is_that_of_central_differences(case: Case):
+    """No autodiff on either side: C(x + hv) - C(x - hv) over 2h, at two h, extrapolated."""
     with jax.enable_x64(True):
-        args = case.args(dtype="float64")
-        dy = random_like(jax.eval_shape(case.reference, *args), seed=2)
-        autodiff = case._replace(unit=case.reference)
-        for ours, theirs in zip(compiled(case)(args, dy), compiled(autodiff)(args, dy), strict=True):
-            if ours is not None:
-                assert np.abs(ours - theirs).max() <= 1e-12 * np.abs(theirs).max()
+        args = case.args(seed=3, dtype="float64")
+        flat, tree = jax.tree.flatten(args)
+        moves = differentiable(args)
+        moving = [leaf for leaf, has in zip(flat, moves, strict=True) if has]
+        directions = random_like(moving, 4)
+        dy = random_like(jax.eval_shape(case.reference, *args), 5)
+
+        @jax.jit
+        def cost(t):
+            moved = iter(leaf + t * v for leaf, v in zip(moving, directions, strict=True))
+            y = case.unit.forward(
+                *tree.unflatten([next(moved) if has else leaf for leaf, has in zip(flat, moves, strict=True)])
+            )[0]
+            return sum(jax.numpy.vdot(a, b) for a, b in zip(jax.tree.leaves(y), jax.tree.leaves(dy), strict=True))
+
+        ours = [d for d in compiled(case)(args, dy) if d is not None]
+        slope = sum(np.vdot(d, v) for d, v in zip(ours, directions, strict=True))
+        scale = sum(np.abs(np.asarray(d) * np.asarray(v)).sum() for d, v in zip(ours, directions, strict=True))
+        coarse, fine = (float(cost(h) - cost(-h)) / (2 * h) for h in (2e-5, 1e-5))
+    np.testing.assert_allclose((4 * fine - coarse) / 3, slope, atol=1e-7 * scale)
+
+
+def check_drawn(family, data):
+    module = next(module for module in FAMILIES if module.__name__ == f"cases.{family}")
+    case, seed = data.draw(module.drawn()), data.draw(st.integers(0, 99))
+    assert float64_error(case, seed) <= 1e-11, case
+
+
+NAMES = [module.__name__.removeprefix("cases.") for module in FAMILIES]
+common = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+
+
+@pytest.mark.parametrize("family", NAMES)
+@settings(common, max_examples=15)
+@given(data=st.data())
+def test_any_shape_and_option(family, data):
+    check_drawn(family, data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", NAMES)
+@settings(common, max_examples=300)
+@given(data=st.data())
+def test_any_shape_and_option_many_times(family, data):
+    check_drawn(family, data)

@@ -44,7 +44,9 @@ def test_samples(family, name):
             except Skip as reason:
                 skipped.append(str(reason))
             except Exception as error:
-                raise AssertionError(f"{info.name}{info.variant_test_name and ':' + info.variant_test_name}: {sample.summary()}: {error}") from error
+                raise AssertionError(
+                    f"{info.name}{info.variant_test_name and ':' + info.variant_test_name}: {sample.summary()}: {error}"
+                ) from error
     print(f"{name}: {ran} samples, {len(skipped)} skipped: {sorted(set(skipped))}")
     assert ran
 
@@ -68,12 +70,23 @@ def compare(info, sample, function) -> None:
     assert len(got) == len(wanted), f"{len(got)} outputs, PyTorch has {len(wanted)}"
     rng = np.random.default_rng(0)
     dys = [rng.standard_normal(tuple(leaf.shape)) for leaf in wanted]
-    gradients = torch.autograd.grad(wanted, [flat[i] for i in moving], [torch.tensor(dy) for dy in dys], allow_unused=True)
-    cotangents = pull(jax.tree.unflatten(jax.tree.structure(y), [jnp.asarray(dy, leaf.dtype) for dy, leaf in zip(dys, got, strict=True)]))
-    for what, mine, true in [*(("y", a, b) for a, b in zip(got, wanted, strict=True)), *(("gradient", a, b) for a, b in zip(cotangents, gradients, strict=True))]:
+    gradients = torch.autograd.grad(
+        wanted, [flat[i] for i in moving], [torch.tensor(dy) for dy in dys], allow_unused=True
+    )
+    cotangents = pull(
+        jax.tree.unflatten(
+            jax.tree.structure(y), [jnp.asarray(dy, leaf.dtype) for dy, leaf in zip(dys, got, strict=True)]
+        )
+    )
+    for what, mine, true in [
+        *(("y", a, b) for a, b in zip(got, wanted, strict=True)),
+        *(("gradient", a, b) for a, b in zip(cotangents, gradients, strict=True)),
+    ]:
         true = np.zeros(mine.shape) if true is None else to_numpy(true)
         assert mine.shape == true.shape, f"{what} has shape {mine.shape}, PyTorch's {true.shape}"
-        np.testing.assert_allclose(mine, true, rtol=1e-9, atol=1e-10 * (np.abs(true[np.isfinite(true)]).max(initial=0) + 1e-3), err_msg=what)
+        np.testing.assert_allclose(
+            mine, true, rtol=1e-9, atol=1e-10 * (np.abs(true[np.isfinite(true)]).max(initial=0) + 1e-3), err_msg=what
+        )
 
 
 def to_numpy(leaf):
