@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import re
 import sys
 from collections.abc import Sequence
@@ -38,8 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check.add_argument("--reference", metavar="MODULE:NAME", help="a JAX function; default: the candidate's own primal")
     check.add_argument("--shapes", required=True, help="of the arguments, such as 'f32[64,32],f32[32],i32[64]'")
     check.add_argument("--seed", type=int, default=0, help="of the arguments and of the cotangent")
-    ops = commands.add_parser("ops", help="list the ops, with their options")
-    ops.set_defaults(run=lambda options: list_ops())
+    ops = commands.add_parser("ops", help="list the ops, with their options; or print the derivation of some")
+    ops.add_argument("name", nargs="*", help="an op, such as layer_norm")
+    ops.set_defaults(run=lambda options: derivations(options.name) if options.name else list_ops())
     check.set_defaults(run=run_check)
     options = parser.parse_args(arguments)
     try:
@@ -62,10 +64,30 @@ def run_check(options) -> int:
     return 0 if report else 1
 
 
-def list_ops() -> int:
-    for constructor in (getattr(mb.ops, name) for name in mb.ops.__all__ if name.islower()):
-        print(f"{constructor()!r:40} {constructor.__doc__.strip().splitlines()[0]}")
+def constructors() -> dict:
+    """The ops by name."""
+    return {name: getattr(mb.ops, name) for name in mb.ops.__all__ if name.islower()}
+
+
+def derivations(names: list[str]) -> int:
+    for constructor in [choose("op", name, constructors()) for name in names]:
+        file = inspect.getmodule(constructor)
+        print(f"{file.__name__.replace('.', '/')}.py: {signature(constructor)}\n")
+        print(f"{inspect.getdoc(file)}\n\n{inspect.getdoc(constructor)}\n")
     return 0
+
+
+def list_ops() -> int:
+    for constructor in constructors().values():
+        print(f"{signature(constructor):70} {constructor.__doc__.strip().splitlines()[0]}")
+    return 0
+
+
+def signature(constructor) -> str:
+    """`layer_norm(eps=1e-05)`: an op's options with their defaults."""
+    options = inspect.signature(constructor).parameters.values()
+    bound = (name.name if name.default is name.empty else f"{name.name}={name.default!r}" for name in options)
+    return f"{constructor.__name__}({', '.join(bound)})"
 
 
 def named(place: str):

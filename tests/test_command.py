@@ -107,6 +107,7 @@ def test_check_takes_integers_and_float64(tmp_path):
         ),
         (["check", "kernels_of_a_user:op"], "--shapes"),
         (["chek"], "chek"),
+        (["ops", "layernorm"], "op 'layernorm' is unknown; did you mean 'layer_norm'?"),
         ([], "COMMAND"),
     ],
     ids=str,
@@ -121,6 +122,13 @@ def test_ops_lists_every_op(capsys):
     code, out, _ = run(["ops"], capsys)
     assert code == 0
     assert [line.split("(")[0] for line in out.splitlines()] == [name for name in mb.ops.__all__ if name.islower()]
+
+
+def test_ops_prints_the_derivation_of_one(capsys):
+    code, out, _ = run(["ops", "layer_norm"], capsys)
+    assert code == 0
+    assert out.startswith("manual_backprop/ops/norms/layer_norm.py: layer_norm(eps=1e-05")
+    assert "dx = rstd" in out
 
 
 def test_version(capsys):

@@ -10,16 +10,37 @@ import numpy as np
 import pytest
 
 import manual_backprop as mb
-from cases import CASES, LAYERS, MODELS, OPS, Case, compiled, each, gradient, leaves_of, random_like
+from cases import CASES, LAYERS, MODELS, OPS, Case, compiled, differentiable, each, gradient, leaves_of, random_like
 from manual_backprop.layers import Apply, Dense, LayerNorm
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize(**each(CASES))
 def test_cotangents_have_the_shape_and_dtype_of_their_arguments(case: Case, dtype):
-    args = case.args(dtype=dtype)
+    assert_cotangents_fit(case, case.args(dtype=dtype))
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize(**each(OPS))
+def test_arguments_of_two_dtypes(case: Case, place):
+    """Activations in bfloat16 and parameters in float32, or the other way round."""
+    args = list(case.args())
+    if sum(differentiable(args)) < 2:
+        return
+    args = [
+        arg.astype(jnp.bfloat16) if has and i % 2 == place else arg
+        for i, (arg, has) in enumerate(zip(args, differentiable(args), strict=True))
+    ]
+    assert_cotangents_fit(case, args)
+    ours, theirs = (jax.eval_shape(function, *args) for function in (case.unit, case.reference))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert a.shape == b.shape and jnp.promote_types(a.dtype, b.dtype) == a.dtype
+
+
+def assert_cotangents_fit(case: Case, args):
     y, _ = jax.eval_shape(case.pair.forward, *args)
-    for d, arg in zip(compiled(case)(args, random_like(y, 0)), jax.tree.leaves(args), strict=True):
+    cotangents = jax.eval_shape(functools.partial(gradient, case.pair), args, y)
+    for d, arg in zip(cotangents, jax.tree.leaves(args), strict=True):
         if jnp.issubdtype(arg.dtype, jnp.floating):
             assert (d.shape, d.dtype) == (arg.shape, arg.dtype)
         else:

@@ -102,11 +102,18 @@ def test_every_op_has_a_case(name):
 
 
 @pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_every_op_is_measured(name):
+    assert any(case.unit.name == name and case.large for case in OPS)
+    assert re.search(rf"^\| {name} \| \d+ \|", (ROOT / "tests" / "ops.md").read_text(), re.M), "run.py table --write"
+
+
+@pytest.mark.parametrize("name", CONSTRUCTORS)
 def test_every_op_has_a_derivation_and_a_source(name):
     constructor = getattr(mb.ops, name)
     module = inspect.getmodule(constructor)
-    own = constructor.__doc__ if module is mb.ops.activations else f"{module.__doc__}\n{constructor.__doc__}"
-    assert re.search(r"\bd[xaz]\S* =", own), "a derivation ends in a formula"
+    alone = [getattr(mb.ops, other).__module__ for other in CONSTRUCTORS].count(module.__name__) == 1
+    own = f"{module.__doc__}\n{constructor.__doc__}" if alone else constructor.__doc__
+    assert re.search(r"\bd\w+ = |\bd\w+ of ", own), "a derivation ends in a formula"
     assert "Saved" in own
     assert re.search(r"\b(19|20)\d\d\b", own), "a source has a year"
 

@@ -44,7 +44,8 @@ def arrays(tree, dtype: str):
 def cast(leaf, dtype: str) -> jax.Array:
     if isinstance(leaf, jax.Array):  # a key
         return leaf
-    return jnp.asarray(leaf, dtype if np.issubdtype(np.asarray(leaf).dtype, np.floating) else None)
+    with np.errstate(over="ignore"):  # what the dtype cannot hold is infinite in it
+        return jnp.asarray(leaf, dtype if np.issubdtype(np.asarray(leaf).dtype, np.floating) else None)
 
 
 # ── how arguments are drawn ──────────────────────────────────────────────────────────────────────────────────────────

@@ -4,11 +4,21 @@
 
 z are the logits, t the labels: a distribution over classes, or an integer that stands for a one-hot row.
 m takes nothing from p: it keeps e from overflowing, and m + s is never formed, for it would round at the size of z.
-zₖ reaches C by its own term and, through m + s, by every term: ∂(m + s)/∂zₖ = pₖ. The paths add up to
+zₖ reaches C by its own term and, through m + s, by every term: ∂(m + s)/∂zₖ = pₖ. With dc = dC / N (or what another
+reduction makes of it: `reduction.py`) the paths add up to
 
-    dzₖ = dC · (pₖ Σⱼ tⱼ - tₖ) / N,    dtⱼ = -dC · ln pⱼ / N
+    dzₖ = dc · (pₖ Σⱼ tⱼ - tₖ),    dtⱼ = -dc · ln pⱼ
 
-Source: Bridle 1990, "Probabilistic interpretation of feedforward classification network outputs".
+Three options change the target or the cost. With ε the `label_smoothing`, vⱼ the weight of a class, K classes:
+
+    tⱼ = vⱼ ((1 - ε) labelⱼ + ε / K)        dlabelⱼ = -dc · vⱼ (1 - ε) ln pⱼ,    dvⱼ = -Σ dc · (tⱼ / vⱼ) ln pⱼ
+    Cₙ += ζ (m + s)²,  ζ = `z_loss`         dzₖ += dc · 2 ζ (m + s) pₖ
+
+In the mean an example with an integer label counts for the weight of its class, N = Σₙ v(labelₙ): one more path to v,
+through dn of `reduction.py`. An example with the label `ignored` has the weight 0.
+
+Source: Bridle 1990, "Probabilistic interpretation of feedforward classification network outputs"; the smoothing is of
+Szegedy et al. 2015, arXiv:1512.00567, the z-loss of Chowdhery et al. 2022, arXiv:2204.02311.
 Saved: the arguments and two numbers an example (m and s); p is recomputed.
 """
 
@@ -18,10 +28,26 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from manual_backprop.contract import InputError, op
-from manual_backprop.ops.arrays import is_float, known, want_examples, want_float, wide
+from manual_backprop.ops.arrays import is_float, want_float, want_shape, wide
+from manual_backprop.ops.costs.labels import (
+    are_classes,
+    class_index,
+    one_hot,
+    signed,
+    want_classes,
+    want_smoothing,
+)
+from manual_backprop.ops.costs.reduction import (
+    dcosts,
+    dcounts,
+    dweights,
+    reduce,
+    unless_masked,
+    want_items,
+    want_reduction,
+)
 
 
 class Residuals(NamedTuple):
@@ -29,64 +55,128 @@ class Residuals(NamedTuple):
     labels: jax.Array  # [...] of integers, or [..., classes]
     m: jax.Array  # [..., 1]
     s: jax.Array  # [..., 1]
+    class_weights: jax.Array | None  # [classes]
+    weights: jax.Array | None  # [...]
 
 
 @op
-def softmax_cross_entropy():
+def softmax_cross_entropy(
+    *,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    ignored: int | None = None,
+    class_weights: bool = False,
+    weights: bool = False,
+    reduction: str = "mean",
+):
     """logits [..., classes], labels [...] of integers or [..., classes] → C, a scalar in at least float32.
 
-    Raises InputError for shapes that do not fit, for float labels where integers are due, for an empty batch, and for a
-    label outside 0 … classes - 1 in an eager call. Inside jit values are not known, and indexing is that of
-    `jnp.take_along_axis`: a label beyond the classes makes the cost NaN, a negative one counts from the end.
-    """
+    `class_weights=True` takes class_weights [classes] as the third argument, `weights=True` weights [...] as the last;
+    the items of `reduction.py` are the examples. The mean over no examples, where all are `ignored`, is 0.
 
-    def forward(logits, labels):
-        check(logits, labels)
+    Raises InputError for shapes that do not fit, for float labels where integers are due, for an empty batch, for a
+    smoothing outside [0, 1), and for a label outside 0 … classes - 1 in an eager call. Inside jit values are not known,
+    and indexing is that of `jnp.take_along_axis`: a label beyond the classes makes the cost NaN, a negative one counts
+    from the end.
+    """
+    want_reduction("softmax_cross_entropy", reduction)
+    want_smoothing("softmax_cross_entropy", label_smoothing)
+
+    def forward(logits, labels, class_weights, weights):
+        check(logits, labels, ignored, reduction, class_weights, weights)
         m = wide(jnp.max(logits, -1, keepdims=True))
-        shifted = wide(logits) - m
-        s = jnp.log(jnp.sum(jnp.exp(shifted), -1, keepdims=True))
-        if labels.ndim < logits.ndim:
-            costs = s - jnp.take_along_axis(shifted, _index(labels), -1, mode="fill")
-        else:
-            costs = jnp.where(labels == 0, 0, labels * (s - shifted))  # 0 ln 0 is 0
-        return jnp.sum(costs) / s.size, Residuals(logits, labels, m, s)
+        s = jnp.log(jnp.sum(jnp.exp(wide(logits) - m), -1, keepdims=True))
+        residuals = Residuals(logits, labels, m, s, class_weights, weights)
+        return reduce(reduction, costs(residuals), *weights_and_counts(residuals)), residuals
 
     def backward(residuals, dy):
-        logits, labels, m, s = residuals
-        ln_p = wide(logits) - m - s
-        p = jnp.exp(ln_p)
-        if labels.ndim < logits.ndim:
-            classes, index = logits.shape[-1], _index(labels)
-            index = jnp.where(index < 0, index + classes, index)
-            t = lax.broadcasted_iota(index.dtype, logits.shape, logits.ndim - 1) == index
-            return ((dy / s.size) * (p - t)).astype(logits.dtype), None
-        dz = (dy / s.size) * (p * jnp.sum(wide(labels), -1, keepdims=True) - labels)
-        dt = -(dy / s.size) * ln_p
-        return dz.astype(logits.dtype), dt.astype(labels.dtype) if is_float(labels) else None
+        logits, labels, m, s, v, weights = residuals
+        w, n = weights_and_counts(residuals)
+        dc = dcosts(reduction, dy, s.size, w, n)[..., None]
+        valid = (lambda slope: slope) if w is None else (lambda slope: unless_masked(slope, w[..., None]))
+        ln_p, label = wide(logits) - m - s, smooth(labels, logits)
+        t = label if v is None else wide(v) * label
+        whole = 1 if v is None and are_classes(labels, logits) else jnp.sum(wide(t), -1, keepdims=True)  # Σⱼ tⱼ
+        if z_loss:
+            whole = whole + 2 * z_loss * (m + s)
+        dz = dc * valid(jnp.exp(ln_p) * whole - t)
+        dlabels = None
+        if is_float(labels):
+            dlabels = -dc * (1 - label_smoothing) * valid(ln_p if v is None else wide(v) * ln_p)
+            dlabels = dlabels.astype(labels.dtype)
+        cotangents = [dz.astype(logits.dtype), dlabels]
+        if v is not None:
+            leading = tuple(range(logits.ndim - 1))
+            dv = -jnp.sum(dc * valid(share(label, ln_p)), leading)
+            if n is not None:
+                dn = dcounts(reduction, dy, costs(residuals), w, n)[..., None]
+                dv = dv + jnp.sum(dn * one_hot(labels, logits, ignored), leading)
+            cotangents.append(dv.astype(v.dtype))
+        if weights is not None:
+            dw = dweights(reduction, dy, costs(residuals), w, n) if is_float(weights) else None
+            cotangents.append(dw if ignored is None or dw is None else jnp.where(signed(labels) == ignored, 0, dw))
+        return tuple(cotangents)
 
-    return forward, backward
+    def costs(residuals) -> jax.Array:
+        """Cₙ."""
+        logits, labels, m, s, v, _ = residuals
+        shifted = wide(logits) - m
+        if are_classes(labels, logits):
+            index = class_index(labels, ignored)
+            c = s - jnp.take_along_axis(shifted, index, -1, mode="fill")
+            c = c if v is None else wide(v)[index] * c
+            if label_smoothing:
+                others = s - shifted if v is None else wide(v) * (s - shifted)
+                c = (1 - label_smoothing) * c + label_smoothing * jnp.mean(others, -1, keepdims=True)
+            c = jnp.squeeze(c, -1)
+        else:
+            label = smooth(labels, logits)
+            c = jnp.sum(share(label if v is None else wide(v) * label, s - shifted), -1)
+        return c + z_loss * jnp.squeeze(jnp.square(m + s), -1) if z_loss else c
+
+    def smooth(labels, logits) -> jax.Array:
+        """(1 - ε) labelⱼ + ε / K."""
+        rows = one_hot(labels, logits, ignored) if are_classes(labels, logits) else labels
+        return (1 - label_smoothing) * wide(rows) + label_smoothing / logits.shape[-1] if label_smoothing else rows
+
+    def weights_and_counts(residuals) -> tuple[jax.Array | None, jax.Array | None]:
+        """w and n of `reduction.py`: an ignored label weighs 0, an integer one counts for the weight of its class."""
+        logits, labels, _, _, v, w = residuals
+        if ignored is not None:
+            valid = signed(labels) != ignored
+            w = valid if w is None else jnp.where(valid, w, 0)
+        by_class = v is not None and are_classes(labels, logits)
+        return w, wide(v)[jnp.squeeze(class_index(labels, ignored), -1)] if by_class else None
+
+    forwards = {
+        (False, False): lambda logits, labels: forward(logits, labels, None, None),
+        (False, True): lambda logits, labels, weights: forward(logits, labels, None, weights),
+        (True, False): lambda logits, labels, class_weights: forward(logits, labels, class_weights, None),
+        (True, True): forward,
+    }
+    return forwards[bool(class_weights), bool(weights)], backward
 
 
-def _index(labels) -> jax.Array:
-    """[..., 1], of a dtype that counts any number of classes: uint8 ends at 255."""
-    labels = labels[..., None]
-    return labels if jnp.iinfo(labels.dtype).bits >= 32 else labels.astype(jnp.int32)
+def share(t, x) -> jax.Array:
+    """t x, where 0 of anything is 0: 0 ln 0 too."""
+    return jnp.where(t == 0, 0, t * x)
 
 
-def check(logits, labels) -> None:
-    want_float("softmax_cross_entropy", logits=logits)
-    if jnp.ndim(logits) == 0 or jnp.shape(labels) not in (jnp.shape(logits)[:-1], jnp.shape(logits)):
+def check(logits, labels, ignored, reduction, class_weights, weights) -> None:
+    name = "softmax_cross_entropy"
+    want_float(name, logits=logits)
+    if logits.ndim == 0 or labels.shape not in (logits.shape[:-1], logits.shape):
         raise InputError(
-            f"softmax_cross_entropy: logits have shape {jnp.shape(logits)}, labels {jnp.shape(labels)}; "
-            f"wants labels {jnp.shape(logits)[:-1]} of integers, or {jnp.shape(logits)}"
+            f"{name}: logits have shape {logits.shape}, labels {labels.shape}; "
+            f"wants labels {logits.shape[:-1]} of integers, or {logits.shape}"
         )
-    want_examples("softmax_cross_entropy", logits)
-    if jnp.ndim(labels) == jnp.ndim(logits):
-        return
-    if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
-        dtype = jnp.result_type(labels)
-        raise InputError(f"softmax_cross_entropy: labels are {dtype}; wants integers: convert them with .astype(int)")
-    values, classes = known(labels), jnp.shape(logits)[-1]
-    if values is not None and (values.min() < 0 or values.max() >= classes):
-        wrong = values[(values < 0) | (values >= classes)][0]
-        raise InputError(f"softmax_cross_entropy: label {wrong} is outside 0 … {classes - 1}, the {classes} classes")
+    want_items(name, reduction, logits, logits.shape[:-1], weights)
+    if logits.shape[-1] == 0:
+        raise InputError(f"{name}: logits have shape {logits.shape}; wants at least one class")
+    if class_weights is not None:
+        want_float(name, class_weights=class_weights)
+        want_shape(name, logits.shape[-1:], "one for each class", class_weights=class_weights)
+    if are_classes(labels, logits):
+        want_classes(name, labels, logits.shape[-1], ignored)
+    elif ignored is not None:
+        raise InputError(f"{name}: labels are rows, of shape {labels.shape}; wants integers, for ignored={ignored}")

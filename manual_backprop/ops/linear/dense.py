@@ -10,7 +10,7 @@ With x for the activations of the layer before, w stored [in, out] as is usual i
     dx = dy wᵀ,    dw = Σ xᵀ dy,    db = Σ dy            (Σ over the leading axes)
 
 Source: Rumelhart, Hinton & Williams 1986, "Learning representations by back-propagating errors", eqs. 5-7.
-Saved: the arguments, nothing new.
+Saved: x and w, nothing new.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from manual_backprop.contract import InputError, op
-from manual_backprop.ops.arrays import want_float, wide_dtype
+from manual_backprop.ops.arrays import Spec, spec, want_float, wide_dtype
 
 
 class Residuals(NamedTuple):
     x: jax.Array  # [..., in]
     w: jax.Array  # [in, out]
-    b: jax.Array | None  # [out]
+    b: Spec | None  # [out]
 
 
 @op
@@ -40,23 +40,20 @@ def dense(*, bias: bool = True):
 
     def forward(x, w, b):
         check(x, w, b)
+        y = product(x, (-1,), w, (0,)) + b
+        return y.astype(jnp.result_type(x, w, b)), Residuals(x, w, spec(b))
+
+    def forward_without_bias(x, w):
+        check(x, w)
         y = product(x, (-1,), w, (0,))
-        if bias:
-            y = y + b
-        return y.astype(jnp.result_type(*(v for v in (x, w, b) if v is not None))), Residuals(x, w, b)
+        return y.astype(jnp.result_type(x, w)), Residuals(x, w, None)
 
     def backward(residuals, dy):
         x, w, b = residuals
         leading = tuple(range(x.ndim - 1))
         dx = product(dy, (-1,), w, (1,)).astype(x.dtype)
         dw = product(x, leading, dy, leading).astype(w.dtype)
-        if not bias:
-            return dx, dw
-        db = jnp.sum(dy, leading, dtype=wide_dtype(dy.dtype)).astype(b.dtype)
-        return dx, dw, db
-
-    def forward_without_bias(x, w):
-        return forward(x, w, None)
+        return (dx, dw, bias_gradient(dy, b)) if bias else (dx, dw)
 
     return (forward if bias else forward_without_bias), backward
 
@@ -68,11 +65,18 @@ def product(a, axes_of_a, b, axes_of_b) -> jax.Array:
     return lax.dot_general(a, b, (axes, ((), ())), preferred_element_type=wide)
 
 
-def check(x, w, b) -> None:
-    want_float("dense", x=x, w=w, **({} if b is None else {"b": b}))
+def bias_gradient(dy, b) -> jax.Array:
+    """db = Σ dy over all axes but the last."""
+    return jnp.sum(dy, tuple(range(dy.ndim - 1)), dtype=wide_dtype(dy.dtype)).astype(b.dtype)
+
+
+def check(x, w, b=None) -> None:
+    want_float("dense", x=x, w=w)
     if w.ndim != 2:
         raise InputError(f"dense: w has shape {w.shape}; wants [in, out]")
     if x.ndim == 0 or x.shape[-1] != w.shape[0]:
         raise InputError(f"dense: x has shape {x.shape}, w {w.shape}; x's last axis must be {w.shape[0]}")
-    if b is not None and b.shape != w.shape[1:]:
-        raise InputError(f"dense: b has shape {b.shape}, w {w.shape}; b must be {w.shape[1:]}")
+    if b is not None:
+        want_float("dense", b=b)
+        if b.shape != w.shape[1:]:
+            raise InputError(f"dense: b has shape {b.shape}, w {w.shape}; b must be {w.shape[1:]}")

@@ -1,0 +1,56 @@
+"""Layers that draw random numbers in training: they need a key there, and do nothing in `apply`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from manual_backprop import ops
+from manual_backprop.contract import InputError, Layer, Op
+
+
+@dataclass(frozen=True, repr=False)
+class _Dropping(Layer):
+    """What the two share: an op of (x, key) in `forward`, the identity in `apply`."""
+
+    keep_probability: float
+    _rule: ClassVar[Callable[..., Op]]
+
+    def __post_init__(self):
+        type(self)._rule(keep_probability=self.keep_probability)  # a wrong probability is told here
+
+    @property
+    def op(self) -> Op:
+        return type(self)._rule(keep_probability=self.keep_probability)
+
+    def init(self, key, x):
+        return {}, ()
+
+    def apply(self, params, state, x):
+        return x
+
+    def forward(self, params, state, x, key=None):
+        if key is None:
+            raise InputError(f"{self!r}: got no key; wants one, to draw from: give forward a key, or call apply")
+        y, residuals = self.op.forward(x, key)
+        return y, state, residuals
+
+    def backward(self, params, residuals, dy):
+        dx, _ = self.op.backward(residuals, dy)
+        return {}, dx
+
+
+class Dropout(_Dropping):
+    """Entries of x at random set to 0, the others scaled by 1 / keep_probability. The op: `ops.dropout`."""
+
+    _rule = ops.dropout
+
+
+class StochasticDepth(_Dropping):
+    """Examples at random set to 0: a residual branch left out, `Residual(Serial(…, StochasticDepth(0.9)))`.
+
+    The others are scaled by 1 / keep_probability. The op: `ops.stochastic_depth`.
+    """
+
+    _rule = ops.stochastic_depth

@@ -1,0 +1,45 @@
+"""Gaussian error linear unit (Hendrycks & Gimpel 2016, arXiv:1606.08415).
+
+    y = x Φ(x),   Φ the distribution function of the normal distribution
+
+    exactly:              Φ = ½ erfc(-x/√2),   Φ′ = e^(-x²/2) / √(2π)
+    `approximate=True`:   Φ = ½ (1 + tanh u) = σ(2u),   u = √(2/π) (x + 0.044715 x³),   Φ′ = 2 Φ (1 - Φ) u′
+
+    dx = dy · (Φ + x Φ′)
+
+σ(2u) is what ½ (1 + tanh u) rounds off for negative x. x² in u and u′ is cut at 625: beyond x = ±25 Φ is 0 or 1 to the
+last bit, Φ′ is 0, and 0 · ∞ would be NaN.
+Saved: x, since y takes values twice.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax.numpy as jnp
+from jax import lax
+
+from manual_backprop.contract import op
+from manual_backprop.ops.activations.rules import from_input
+
+
+@op
+def gelu(*, approximate: bool = True):
+    """y = x Φ(x), elementwise; `approximate=False` is exact.  dx = dy · (Φ + x Φ′).  Saved: x.  (2016; the module.)"""
+
+    def derivative(x):
+        phi, dphi = normal_distribution(x, approximate)
+        return phi + x * dphi
+
+    return from_input("gelu", lambda x: x * normal_distribution(x, approximate)[0], derivative)
+
+
+def normal_distribution(x, approximate: bool):
+    """Φ(x) and Φ′(x)."""
+    if not approximate:
+        return 0.5 * lax.erfc(-x * math.sqrt(0.5)), jnp.exp(-0.5 * x * x) * math.sqrt(0.5 / math.pi)
+    square = jnp.minimum(x * x, 625)
+    u = math.sqrt(2 / math.pi) * x * (1 + 0.044715 * square)
+    du = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * square)
+    phi = lax.logistic(2 * u)
+    return phi, 2 * phi * (1 - phi) * du

@@ -1,0 +1,130 @@
+"""Activations with kinks: a = f(z) for each number alone, so ∂C/∂z = ∂C/∂a · f′(z).
+
+At a kink the derivative is that of `jax.nn`. Where f is linear on either side of it, the side is all that is saved: one
+byte a number. (In a scan, y would be stacked once more beside the next layer's input.)
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from manual_backprop.contract import InputError, op
+from manual_backprop.ops.activations.rules import FromMask, from_input, from_mask
+from manual_backprop.ops.arrays import want_float, wide
+
+
+@op
+def relu():
+    """y = max(x, 0);  dx = dy where y > 0, else 0.  Saved: y > 0, one byte a number.  (Nair & Hinton 2010.)"""
+    return from_mask("relu", lambda x: jnp.maximum(x, 0), lambda x, y: y > 0)
+
+
+@op
+def relu6():
+    """y = min(max(x, 0), 6);  dx = dy where 0 < y < 6, else 0.  Saved: that, one byte a number.  (Krizhevsky 2010.)"""
+    return from_mask("relu6", lambda x: jnp.clip(x, 0, 6), lambda x, y: (y > 0) & (y < 6))
+
+
+@op
+def squared_relu():
+    """y = max(x, 0)²;  dx = dy · 2 max(x, 0).  Saved: x, since y overflows and underflows before x does.
+
+    (So, Mańke, Liu, Dai, Shazeer & Le 2021, arXiv:2109.08668.)
+    """
+    return from_input("squared_relu", lambda x: jnp.square(jnp.maximum(x, 0)), lambda x: 2 * jnp.maximum(x, 0))
+
+
+@op
+def leaky_relu(*, negative_slope: float = 0.01):
+    """y = x where x ≥ 0, else s x;  dx = dy where x ≥ 0, else s dy, for the slope s.
+
+    Saved: the sign, one byte a number. (y's sign will not do: s x can underflow to zero, and s can be negative.)
+    (Maas, Hannun & Ng 2013.)
+    """
+
+    def forward(x):
+        want_float("leaky_relu", x=x)
+        positive = x >= 0
+        y = jnp.where(positive, wide(x), negative_slope * wide(x))
+        return y.astype(x.dtype), FromMask(positive)
+
+    def backward(residuals, dy):
+        dx = jnp.where(residuals.passes, wide(dy), negative_slope * wide(dy))
+        return (dx.astype(dy.dtype),)
+
+    return forward, backward
+
+
+@op
+def hard_sigmoid():
+    """y = min(max(x + 3, 0), 6) / 6;  dx = dy / 6 where 0 < x + 3 < 6, else 0.  Saved: that, one byte a number.
+
+    (Howard et al. 2019, arXiv:1905.02244.)
+    """
+    return from_mask("hard_sigmoid", hard_gate, lambda x, y: is_between(x), slope=1 / 6)
+
+
+@op
+def hard_silu():
+    """y = x h(x) for the hard sigmoid h;  dx = dy · (h + x h′), h′ = 1/6 where 0 < x + 3 < 6, else 0.  Saved: x.
+
+    (Howard et al. 2019, arXiv:1905.02244.)
+    """
+    return from_input(
+        "hard_silu",
+        lambda x: x * hard_gate(x),
+        lambda x: hard_gate(x) + jnp.where(is_between(x), x / 6, 0),
+    )
+
+
+def hard_gate(x):
+    return jnp.clip(x + 3, 0, 6) / 6
+
+
+def is_between(x):
+    x = wide(x)
+    return (x + 3 > 0) & (x + 3 < 6)
+
+
+@op
+def hard_tanh(*, low: float = -1.0, high: float = 1.0):
+    """y = min(max(x, low), high);  dx = dy where low ≤ x ≤ high, else 0.  Saved: that, one byte a number.
+
+    (Collobert, Weston, Bottou, Karlen, Kavukcuoglu & Kuksa 2011, arXiv:1103.0398.)
+    """
+    if not low <= high:
+        raise InputError(f"hard_tanh: low is {low}, high {high}; wants low ≤ high")
+    return from_mask("hard_tanh", lambda x: jnp.clip(x, low, high), lambda x, y: (low <= x) & (x <= high))
+
+
+@op
+def hardshrink(*, threshold: float = 0.5):
+    """y = x where |x| > t, else 0;  dx = dy where |x| > t, else 0.  Saved: that, one byte a number.
+
+    (Donoho & Johnstone 1994, "Ideal spatial adaptation by wavelet shrinkage".)
+    """
+    return from_mask(
+        "hardshrink", lambda x: jnp.where(jnp.abs(x) > threshold, x, 0), lambda x, y: jnp.abs(x) > threshold
+    )
+
+
+@op
+def softshrink(*, threshold: float = 0.5):
+    """y = x - t where x > t, x + t where x < -t, else 0;  dx = dy where |x| > t, else 0.
+
+    Saved: that, one byte a number.  (Donoho & Johnstone 1994, "Ideal spatial adaptation by wavelet shrinkage".)
+    """
+    if not threshold >= 0:
+        raise InputError(f"softshrink: threshold is {threshold}; wants a number, at least 0")
+    return from_mask(
+        "softshrink", lambda x: x - jnp.clip(x, -threshold, threshold), lambda x, y: jnp.abs(x) > threshold
+    )
+
+
+@op
+def threshold(*, threshold: float = 0.0, value: float = 0.0):
+    """y = x where x > t, else the value;  dx = dy where x > t, else 0.  Saved: x > t, one byte a number.
+
+    (Konda, Memisevic & Krueger 2014, arXiv:1402.3337.)
+    """
+    return from_mask("threshold", lambda x: jnp.where(x > threshold, x, value), lambda x, y: x > threshold)

@@ -1,0 +1,185 @@
+"""What plain and chunked attention share: the options, the layout, which pairs may attend, and the scores.
+
+Arguments are laid out as those of `jax.nn.dot_product_attention`: q [..., T, N, H], k and v [..., S, K, H]. Inside,
+heads come before positions: q, y [..., N, T, H], k, v [..., K, S, H], and all that is of pairs [..., N, T, S]. The query
+heads n G … n G + G - 1, G = N / K, share the key head n (Ainslie 2023, arXiv:2305.13245): a product folds the G heads
+into one of G · T queries, so no key is ever repeated, and what flows back to a key is summed over its queries.
+
+    z = (scale · q) kᵀ,    s = softcap(z) + bias, and -∞ where a query may not attend,    softcap(z) = c tanh(z / c)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from manual_backprop.contract import InputError
+from manual_backprop.ops.arrays import want_float, wide_dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """The options of an attention op. Raises InputError for one that makes no sense."""
+
+    op: str
+    causal: bool
+    window: int | tuple[int, int] | None
+    align: str
+    softcap: float | None
+    scale: float | None
+    mask: bool
+    bias: bool
+    keep_probability: float
+
+    def __post_init__(self):
+        window = self.window if isinstance(self.window, tuple) else (self.window, self.window)
+        if self.window is not None and not (len(window) == 2 and all(isinstance(w, int) and w >= 0 for w in window)):
+            wants = "a number of positions, at least 0, or two: (left, right)"
+            raise InputError(f"{self.op}: window is {self.window!r}; wants {wants}")
+        if self.align not in ("top_left", "bottom_right"):
+            raise InputError(f"{self.op}: align is {self.align!r}; wants 'top_left' or 'bottom_right'")
+        if self.softcap is not None and not self.softcap > 0:
+            raise InputError(f"{self.op}: softcap is {self.softcap!r}; wants a number above 0, or None")
+        if not 0 < self.keep_probability <= 1:
+            raise InputError(f"{self.op}: keep_probability is {self.keep_probability!r}; wants above 0, at most 1")
+
+    @property
+    def dropping(self) -> bool:
+        return self.keep_probability < 1
+
+    def named(self, further: tuple) -> tuple:
+        """(mask, bias, key) from the arguments after q, k and v; None for one that the options do not ask for."""
+        options = {"mask": self.mask, "bias": self.bias, "key": self.dropping}
+        names = [name for name, due in options.items() if due]
+        if len(further) != len(names):
+            wants = ", ".join(("q", "k", "v", *names))
+            raise InputError(f"{self.op}: got {3 + len(further)} arguments; wants {wants}, by its options")
+        values = dict(zip(names, further, strict=True))
+        return tuple(values.get(name) for name in options)
+
+    def cotangents(self, dq, dk, dv, dbias) -> tuple:
+        """One a further argument: None for mask and key."""
+        return dq, dk, dv, *[None] * self.mask, *[dbias] * self.bias, *[None] * self.dropping
+
+    def band(self, T: int, S: int) -> tuple[int | None, int | None]:
+        """(low, high): query i may attend to the keys j with low ≤ j - i ≤ high; None where there is no end."""
+        offset = S - T if self.align == "bottom_right" else 0
+        left, right = self.window if isinstance(self.window, tuple) else (self.window, self.window)
+        if self.causal:
+            right = 0
+        return None if left is None else offset - left, None if right is None else offset + right
+
+    def softcapped(self, z) -> tuple[jax.Array, jax.Array | None]:
+        """c t, and t = tanh(z / c)."""
+        if self.softcap is None:
+            return z, None
+        t = jnp.tanh(z / self.softcap)
+        return self.softcap * t, t
+
+    def scores(self, q, k, mask, bias, i, j, band) -> tuple[jax.Array, jax.Array | None]:
+        """s and t of a block: some queries from the i-th on, some keys from the j-th on; mask and bias are the block's."""
+        s, t = self.softcapped(pairs(q, k))
+        if bias is not None:
+            s = s + bias
+        for allowed in (within(band, i, s.shape[-2], j, s.shape[-1]), mask):
+            if allowed is not None:
+                s = jnp.where(allowed, s, -jnp.inf)
+        return s, t
+
+    def factor(self, H: int) -> float:
+        """The scale, for a head size."""
+        return 1 / math.sqrt(H) if self.scale is None else self.scale
+
+    def keep(self, key, shape: tuple[int, ...]) -> jax.Array:
+        """Which probabilities are kept."""
+        return jax.random.bernoulli(key, self.keep_probability, shape)
+
+    def check(self, q, k, v, mask, bias, key) -> None:
+        """Raises InputError for arguments that do not fit each other."""
+        op = self.op
+        want_float(op, q=q, k=k, v=v)
+        if q.ndim < 3 or q.shape[-1] == 0:
+            raise InputError(f"{op}: q has shape {q.shape}; wants [..., length, heads, head size]")
+        if k.ndim != q.ndim or k.shape[:-3] != q.shape[:-3] or k.shape[-1] != q.shape[-1]:
+            wants = (*q.shape[:-3], "keys", "heads", q.shape[-1])
+            raise InputError(f"{op}: q has shape {q.shape}, k {k.shape}; k must be [{', '.join(map(str, wants))}]")
+        if v.shape[:-1] != k.shape[:-1]:
+            wants = ", ".join(map(str, (*k.shape[:-1], "head size")))
+            raise InputError(f"{op}: k has shape {k.shape}, v {v.shape}; v must be [{wants}]")
+        N, K = q.shape[-2], k.shape[-2]
+        if K == 0 or N % K:
+            raise InputError(f"{op}: q has {N} heads, k and v {K}; the query heads must be a multiple of the key heads")
+        shape = (*q.shape[:-3], N, q.shape[-3], k.shape[-3])
+        if mask is not None and mask.dtype != bool:
+            raise InputError(f"{op}: mask is {mask.dtype}; wants bool, True where a query may attend (see bias)")
+        if bias is not None:
+            want_float(op, bias=bias)
+        for name, x in (("mask", mask), ("bias", bias)):
+            if x is not None and not _broadcasts(x.shape, shape):
+                raise InputError(f"{op}: {name} has shape {x.shape}; must broadcast to {shape}: [..., heads, T, S]")
+        if key is not None and not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.dtype != jnp.uint32:
+            raise InputError(f"{op}: key is {key.dtype}{list(key.shape)}; wants a key, such as jax.random.key(0)")
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    trailing = to[len(to) - len(shape) :]
+    return len(shape) <= len(to) and all(a in (1, b) for a, b in zip(shape, trailing, strict=True))
+
+
+def within(band, i, rows: int, j, columns: int) -> jax.Array | None:
+    """bool [rows, columns]: which pairs of a block lie in the band; None for a band without ends."""
+    low, high = band
+    if low is None and high is None:
+        return None
+    difference = j - i + lax.broadcasted_iota(jnp.int32, (rows, columns), 1)
+    difference = difference - lax.broadcasted_iota(jnp.int32, (rows, columns), 0)
+    if low is None or high is None:
+        return difference <= high if low is None else difference >= low
+    return (difference >= low) & (difference <= high)
+
+
+def pairs(q, k) -> jax.Array:
+    """q kᵀ: [..., N, T, H], [..., K, S, H] → [..., N, T, S]."""
+    z = _product("...rh,...sh->...rs", _folded(q, k.shape[-3]), k)
+    return z.reshape(*q.shape[:-1], k.shape[-2])
+
+
+def to_queries(p, k) -> jax.Array:
+    """p k: [..., N, T, S], [..., K, S, H] → [..., N, T, H]."""
+    x = _product("...rs,...sh->...rh", _folded(p, k.shape[-3]), k)
+    return x.reshape(*p.shape[:-1], k.shape[-1])
+
+
+def to_keys(p, q, K: int) -> jax.Array:
+    """pᵀ q, summed over the heads of a group: [..., N, T, S], [..., N, T, H] → [..., K, S, H]."""
+    return _product("...rs,...rh->...sh", _folded(p, K), _folded(q, K))
+
+
+def _folded(x, K: int) -> jax.Array:
+    """[..., N, T, X] → [..., K, G · T, X]."""
+    *leading, N, T, X = x.shape
+    return x.reshape(*leading, K, N // K * T, X)
+
+
+def _product(spec: str, a, b) -> jax.Array:
+    """An einsum, summed in at least float32."""
+    return jnp.einsum(spec, a, b, preferred_element_type=wide_dtype(jnp.result_type(a, b)))
+
+
+def softmax_parts(s) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """e = e^(s - m), l = Σ e over the keys, and lse = m + ln l. Where nothing may be attended: 0, 1 and -∞."""
+    m = lax.stop_gradient(jnp.max(s, -1, keepdims=True, initial=-jnp.inf))
+    e = jnp.exp(s - jnp.where(m == -jnp.inf, 0, m))
+    l = jnp.sum(e, -1, keepdims=True)
+    nothing = l == 0
+    l = jnp.where(nothing, 1, l)
+    return e, l, jnp.where(nothing, -jnp.inf, m + jnp.log(l))
+
+
+def swapped(x) -> jax.Array:
+    """[..., positions, heads, X] ↔ [..., heads, positions, X]."""
+    return jnp.swapaxes(x, -2, -3)

@@ -1,0 +1,99 @@
+"""Costs of the error of each number alone, e = a - t: the prediction a, the target t.
+
+Each entry is an item of its own, and reaches C by one path, so with dc from `reduction.py`
+
+    da = dc · f′(e),    dt = -da
+
+`optax.losses` has the same functions. All are computed in at least float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from manual_backprop.contract import InputError, op
+from manual_backprop.ops.arrays import is_float, want_float, want_shape, wide
+from manual_backprop.ops.costs.reduction import dcosts, dweights, reduce, unless_masked, want_items, want_reduction
+
+
+class Residuals(NamedTuple):
+    prediction: jax.Array  # [...]
+    target: jax.Array  # [...]
+    weights: jax.Array | None  # [...]
+
+
+@op
+def mean_squared_error(*, reduction: str = "mean", weights: bool = False):
+    """prediction [...], target [...] (, weights [...]) → C = ⟨(a - t)²⟩, the mean over every entry.
+
+        da = dc · 2 (a - t),    dt = -da
+
+    The reductions and the weights: `reduction.py`.  Raises InputError for shapes that differ, and for no entries.
+    Source: Legendre 1805, the method of least squares.  Saved: the arguments, nothing new.
+    """
+    return of_errors("mean_squared_error", jnp.square, lambda e: 2 * e, reduction, weights)
+
+
+@op
+def absolute_error(*, reduction: str = "mean", weights: bool = False):
+    """prediction [...], target [...] (, weights [...]) → C = ⟨|a - t|⟩, the mean over every entry.
+
+        da = dc · sign(a - t),  0 at the kink,    dt = -da
+
+    The reductions and the weights: `reduction.py`.  Raises InputError for shapes that differ, and for no entries.
+    Source: Laplace 1774, the law of errors whose likeliest value is the median.  Saved: the arguments, nothing new.
+    """
+    return of_errors("absolute_error", jnp.abs, jnp.sign, reduction, weights)
+
+
+@op
+def huber(*, delta: float = 1.0, reduction: str = "mean", weights: bool = False):
+    """prediction [...], target [...] (, weights [...]) → C = ⟨c⟩, c = ½ e² where |e| ≤ δ, else δ (|e| - ½ δ).
+
+        da = dc · max(-δ, min(e, δ)),    dt = -da
+
+    huber / δ is the smooth L1 cost.  The reductions and the weights: `reduction.py`.
+    Raises InputError unless δ > 0, for shapes that differ, and for no entries.
+    Source: Huber 1964, "Robust estimation of a location parameter".  Saved: the arguments, nothing new.
+    """
+    if not delta > 0:
+        raise InputError(f"huber: delta is {delta}; wants a number above 0")
+
+    def cost(e):
+        quadratic = jnp.minimum(jnp.abs(e), delta)
+        return 0.5 * quadratic * quadratic + delta * (jnp.abs(e) - quadratic)
+
+    return of_errors("huber", cost, lambda e: jnp.clip(e, -delta, delta), reduction, weights)
+
+
+def of_errors(name: str, cost: Callable, derivative: Callable, reduction: str, weights: bool):
+    """(forward, backward) of c = cost(a - t), reduced."""
+    want_reduction(name, reduction)
+
+    def forward(prediction, target, weights):
+        check(name, prediction, target, reduction, weights)
+        c = cost(wide(prediction) - target)
+        return reduce(reduction, c, weights), Residuals(prediction, target, weights)
+
+    def forward_unweighted(prediction, target):
+        return forward(prediction, target, None)
+
+    def backward(residuals, dy):
+        prediction, target, w = residuals
+        error = wide(prediction) - target
+        slope = derivative(error) if w is None else unless_masked(derivative(error), w)
+        da = dcosts(reduction, dy, error.size, w) * slope
+        cotangents = da.astype(prediction.dtype), (-da).astype(target.dtype) if is_float(target) else None
+        return cotangents if w is None else (*cotangents, dweights(reduction, dy, cost(error), w))
+
+    return (forward if weights else forward_unweighted), backward
+
+
+def check(name: str, prediction, target, reduction: str, weights) -> None:
+    want_float(name, prediction=prediction)
+    want_shape(name, prediction.shape, "as prediction", target=target)
+    want_items(name, reduction, prediction, prediction.shape, weights)

@@ -1,0 +1,59 @@
+"""A slice of the head of `linear_cross_entropy`: some tokens against some classes. The formulas are derived there."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from manual_backprop.ops.arrays import wide_dtype
+
+
+class Head(NamedTuple):
+    label_smoothing: float  # ε
+    z_loss: float  # ζ
+    softcap: float | None
+
+    def logits(self, h, w) -> jax.Array:
+        """z [tokens, classes] of h [tokens, d] and w [classes, d]."""
+        u = product(h, 1, w, 1)
+        return u if self.softcap is None else self.softcap * jnp.tanh(u / self.softcap)
+
+    def costs(self, m, s, right, mean) -> jax.Array:
+        """c, from l = m + s, the logit of the right class, and the mean of them all; each [tokens, 1]."""
+        e = self.label_smoothing
+        c = s - (right - m) if not e else s - ((1 - e) * (right - m) + e * (mean - m))
+        return c + self.z_loss * jnp.square(m + s) if self.z_loss else c
+
+    def dlogits(self, z, m, s, is_label, classes: int) -> jax.Array:
+        """du / dc, for the slice z; is_label [tokens, classes] is true where the class is the label's."""
+        p, e = jnp.exp(z - m - s), self.label_smoothing
+        t = (1 - e) * is_label + e / classes if e else is_label
+        slope = ((1 + 2 * self.z_loss * (m + s)) * p if self.z_loss else p) - t
+        return slope if self.softcap is None else slope * (1 - jnp.square(z / self.softcap))
+
+
+def product(a, axis_of_a: int, b, axis_of_b: int) -> jax.Array:
+    """Σ over one axis of each, in at least float32."""
+    wide = wide_dtype(jnp.result_type(a, b))
+    return lax.dot_general(a, b, (((axis_of_a,), (axis_of_b,)), ((), ())), preferred_element_type=wide)
+
+
+def starts(size: int, chunk: int) -> tuple[int, jax.Array, jax.Array]:
+    """Slices of one length that cover `size`: (the length, where each starts, where each is new).
+
+    The last one starts early enough to be whole, and is new from where the one before ended.
+    """
+    length = min(chunk, size)
+    new = jnp.arange(0, size, length, dtype=jnp.int32)
+    return length, jnp.minimum(new, size - length), new
+
+
+def take(x, start, length: int) -> jax.Array:
+    return lax.dynamic_slice_in_dim(x, start, length)
+
+
+def put(x, piece, start) -> jax.Array:
+    return lax.dynamic_update_slice_in_dim(x, piece.astype(x.dtype), start, 0)

@@ -1,0 +1,87 @@
+"""The Kullback-Leibler divergence of a prediction from a target, both distributions along the last axis.
+
+    c = Σⱼ tⱼ (ln tⱼ - qⱼ),    q = the logarithms of the prediction
+
+q is taken to be normalised already (as `jax.nn.log_softmax` gives it), so each of its entries is a path of its own; so
+is each tⱼ, where ∂(t ln t)/∂t = ln t + 1:
+
+    dq = -dc · t,    dt = dc · (ln t + 1 - q)
+
+With `log_target=True` the target is given as u = ln t, and by the chain rule du = t dt:
+
+    dq = -dc · eᵘ,    du = dc · eᵘ (u + 1 - q)
+
+A target of 0 costs nothing (0 ln 0 = 0), whatever q is there; its own derivative dt is -∞ there, as that of t ln t.
+Source: Kullback & Leibler 1951, "On information and sufficiency".
+Saved: the arguments, nothing new.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from manual_backprop.contract import InputError, op
+from manual_backprop.ops.arrays import want_float, want_shape, wide
+from manual_backprop.ops.costs.reduction import dcosts, dweights, reduce, unless_masked, want_items, want_reduction
+
+
+class Residuals(NamedTuple):
+    log_prediction: jax.Array  # [..., outcomes]
+    target: jax.Array  # [..., outcomes]
+    weights: jax.Array | None  # [...]
+
+
+@op
+def kl_divergence(*, log_target: bool = False, reduction: str = "mean", weights: bool = False):
+    """log_prediction [..., outcomes], target [..., outcomes] (, weights [...]) → C, the mean over the distributions.
+
+    An item is a distribution, summed over its outcomes: as `optax.losses.kl_divergence`, and PyTorch's "batchmean".
+    The reductions and the weights: `reduction.py`.  Raises InputError for shapes that differ, and for no distributions.
+    """
+    want_reduction("kl_divergence", reduction)
+
+    def forward(log_prediction, target, weights):
+        check(log_prediction, target, reduction, weights)
+        c = costs(wide(log_prediction), *both(target))
+        return reduce(reduction, c, weights), Residuals(log_prediction, target, weights)
+
+    def forward_unweighted(log_prediction, target):
+        return forward(log_prediction, target, None)
+
+    def backward(residuals, dy):
+        q, w = wide(residuals.log_prediction), residuals.weights
+        t, ln_t = both(residuals.target)
+        dc = dcosts(reduction, dy, math.prod(q.shape[:-1]), w)[..., None]
+        valid = (lambda slope: slope) if w is None else (lambda slope: unless_masked(slope, w[..., None]))
+        dq = -dc * valid(t)
+        dtarget = dc * valid(where_some(t, t * (ln_t + 1 - q)) if log_target else ln_t + 1 - q)
+        cotangents = dq.astype(residuals.log_prediction.dtype), dtarget.astype(residuals.target.dtype)
+        return cotangents if w is None else (*cotangents, dweights(reduction, dy, costs(q, t, ln_t), w))
+
+    def both(target) -> tuple[jax.Array, jax.Array]:
+        """t and ln t."""
+        target = wide(target)
+        return (jnp.exp(target), target) if log_target else (target, jnp.log(target))
+
+    return (forward if weights else forward_unweighted), backward
+
+
+def costs(q, t, ln_t) -> jax.Array:
+    return jnp.sum(where_some(t, t * (ln_t - q)), -1)
+
+
+def where_some(t, x) -> jax.Array:
+    """x, and 0 where t is 0: what has no share, has none of an infinity either."""
+    return jnp.where(t == 0, 0, x)
+
+
+def check(log_prediction, target, reduction: str, weights) -> None:
+    want_float("kl_divergence", log_prediction=log_prediction, target=target)
+    want_shape("kl_divergence", log_prediction.shape, "as log_prediction", target=target)
+    if log_prediction.ndim == 0:
+        raise InputError("kl_divergence: log_prediction has shape (); wants [..., outcomes]")
+    want_items("kl_divergence", reduction, log_prediction, log_prediction.shape[:-1], weights)

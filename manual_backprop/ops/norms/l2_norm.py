@@ -1,0 +1,57 @@
+"""Vectors of length one: each vector x along the axes over its own length.
+
+    y = x / n,    n = max(‖x‖, eps),    ‖x‖ = √Σ x²
+
+Where ‖x‖ > eps, x reaches y by two paths: itself, and n, where ∂n/∂x = x/‖x‖ = y. Elsewhere n is constant:
+
+    dx = (dy - y · Σ dy · y) / n    where ‖x‖ > eps,    dx = dy / eps    where not      (Σ along the axes)
+
+So a vector of zeros has a gradient, where the square root has none. (The code takes the root of no number below the
+smallest normal one, so that second derivatives are finite there too.)
+
+Source: Salimans & Kingma 2016, arXiv:1602.07868, eq. 3 (the projection away from y), and the quotient rule.
+Saved: x and n, one number a vector; y is recomputed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from manual_backprop.contract import op
+from manual_backprop.ops.arrays import want_axes, want_float, wide
+from manual_backprop.ops.norms.affine import want_eps
+
+
+class Residuals(NamedTuple):
+    x: jax.Array  # [...]
+    n: jax.Array  # x's shape, the axes of size 1
+
+
+@op
+def l2_norm(*, axis: int | tuple[int, ...] | None = -1, eps: float = 1e-12):
+    """x [...] → y [...], of length one along the axis, the axes, or, for None, all of them; shorter where ‖x‖ < eps.
+
+    Squares are summed in at least float32; a vector longer than 1e19 has its square beyond the end: y and dx are 0.
+    Raises InputError for an axis that x has not, and for a negative eps.
+    """
+    want_eps("l2_norm", eps)
+
+    def forward(x):
+        want_float("l2_norm", x=x)
+        axes = want_axes("l2_norm", axis, x.ndim)
+        squares = jnp.sum(jnp.square(wide(x)), axes, keepdims=True)
+        n = jnp.maximum(jnp.sqrt(jnp.maximum(squares, jnp.finfo(squares.dtype).tiny)), eps)
+        return (wide(x) / n).astype(x.dtype), Residuals(x, n)
+
+    def backward(residuals, dy):
+        x, n = residuals
+        axes = want_axes("l2_norm", axis, x.ndim)
+        dy, y = wide(dy), wide(x) / n
+        along = jnp.where(n > eps, jnp.sum(dy * y, axes, keepdims=True), 0)
+        dx = (dy - y * along) / n
+        return (dx.astype(x.dtype),)
+
+    return forward, backward

@@ -1,0 +1,87 @@
+"""Average pooling: the mean of every window (LeCun et al. 1989, "Handwritten digit recognition with a back-propagation
+network").
+
+With n the number of positions that window i counts, all of its taps or those that are not padding,
+
+    yᵢ = Σₖ (x at tap k of window i) / n
+
+∂yᵢ/∂x is 1/n at every position of window i; a position reaches C through every window that covers it:
+
+    dx = Σₖ g, put back at tap k of its window,    g = dy / n
+
+Saved: nothing; the counts are known from the shape of x.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from manual_backprop.contract import InputError, op
+from manual_backprop.ops.arrays import Spec, spec, want_float, wide
+from manual_backprop.ops.pooling.windows import place, tap, taps_of, want_padding, want_window, windows_of
+
+
+class Residuals(NamedTuple):
+    x: Spec
+
+
+@op
+def average_pool(
+    *,
+    window: int | tuple[int, ...],
+    strides: int | tuple[int, ...] | None = None,
+    padding: str | tuple[tuple[int, int], ...] = "VALID",
+    count_padding: bool = True,
+    divisor: float | None = None,
+):
+    """x [batch, *spatial, channels] → y [batch, *fewer, channels]; strides default to the window.
+
+    An option may be a tuple with one entry a spatial axis; x may then have any number of axes before those.
+    `count_padding=False` divides by the positions that are not padding; `divisor` is divided by in place of any count.
+    Raises InputError where a window does not fit, or counts no position. Derivation: the module.
+    """
+    want_window("average_pool", window, strides)
+    want_padding("average_pool", padding)
+    if divisor == 0:
+        raise InputError("average_pool: divisor is 0; wants another number")
+
+    def along(shape):
+        return windows_of("average_pool", shape, window, strides, padding)
+
+    def forward(x):
+        want_float("average_pool", x=x)
+        windows = along(x.shape)
+        total = sum(tap(wide(x), windows, k, 0) for k in taps_of(windows))
+        return (total / number(windows)).astype(x.dtype), Residuals(spec(x))
+
+    def backward(residuals, dy):
+        x = residuals.x
+        windows = along(x.shape)
+        g = wide(dy) / number(windows)
+        dx = sum(place(g, windows, k) for k in taps_of(windows))
+        return (dx.astype(x.dtype),)
+
+    def number(along) -> float | jax.Array:
+        """What every window's sum is divided by: a number, or one a window [*spatial, 1]."""
+        if divisor is not None:
+            return divisor
+        if count_padding:
+            return float(np.prod([windows.window for windows in along]))
+        n = np.ones(())
+        for windows in along:
+            n = n[..., None] * positions(windows)
+        if not n.all():
+            raise InputError("average_pool: a window holds nothing but padding; wants less padding, or count_padding=True")
+        return n[..., None].astype(np.float32)
+
+    return forward, backward
+
+
+def positions(windows) -> np.ndarray:
+    """How many taps of each window are not padding."""
+    first = np.arange(windows.count)[:, None] * windows.stride - windows.low
+    taps = first + np.arange(windows.window)
+    return ((taps >= 0) & (taps < windows.size)).sum(1)

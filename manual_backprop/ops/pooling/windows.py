@@ -1,0 +1,142 @@
+"""Windows that slide along one axis: where they lie, the taps they take, and the adjoint that puts each tap back.
+
+Window i, of `window` taps, covers the positions  i · stride + k · dilation - low,  k = 0 … window - 1.
+Pooling in several dimensions is pooling along one axis after another, so one axis is all there is here.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from manual_backprop.contract import InputError, want_count
+
+
+class Windows(NamedTuple):
+    axis: int
+    size: int  # of the axis
+    window: int
+    stride: int
+    dilation: int
+    low: int  # padding before the axis
+    high: int  # and after it
+
+    @property
+    def span(self) -> int:
+        """From a window's first position to its last, both counted."""
+        return (self.window - 1) * self.dilation + 1
+
+    @property
+    def count(self) -> int:
+        return (self.size + self.low + self.high - self.span) // self.stride + 1
+
+    def first(self, k: int) -> int:
+        """Where the first window has its tap k; before 0 is padding."""
+        return k * self.dilation - self.low
+
+    def last(self, k: int) -> int:
+        """Where the last window has its tap k; from `size` on is padding."""
+        return self.first(k) + (self.count - 1) * self.stride
+
+    def inside(self, k: int) -> range:
+        """The windows that have their tap k inside the axis."""
+        start = max(0, -(self.first(k) // self.stride))
+        stop = min(self.count, (self.size - 1 - self.first(k)) // self.stride + 1)
+        return range(start, max(start, stop))
+
+
+def tap(x, along: Sequence[Windows], taps: Sequence[int], fill: float) -> jax.Array:
+    """x at one tap of every window, [..., size, ...] → [..., count, ...] for each axis; `fill` where that is padding."""
+    starts, limits, strides, config = [0] * x.ndim, list(x.shape), [1] * x.ndim, [(0, 0, 0)] * x.ndim
+    for w, k in zip(along, taps, strict=True):
+        inside = w.inside(k)
+        if inside:
+            starts[w.axis] = w.first(k) + inside[0] * w.stride
+            limits[w.axis] = w.first(k) + inside[-1] * w.stride + 1
+        else:
+            limits[w.axis] = 0
+        strides[w.axis] = w.stride
+        config[w.axis] = inside.start, w.count - inside.stop, 0
+    return lax.pad(lax.slice(x, starts, limits, strides), jnp.asarray(fill, x.dtype), config)
+
+
+def place(d, along: Sequence[Windows], taps: Sequence[int]) -> jax.Array:
+    """The adjoint of `tap`: each window's entry of d back at its tap, zero where no window has it."""
+    config = [(0, 0, 0)] * d.ndim
+    for w, k in zip(along, taps, strict=True):
+        config[w.axis] = w.first(k), w.size - 1 - w.last(k), w.stride - 1
+    return lax.pad(d, jnp.zeros((), d.dtype), config)
+
+
+def taps_of(along: Sequence[Windows]) -> Iterator[tuple[int, ...]]:
+    """Every tap, in the order of rows."""
+    return itertools.product(*(range(w.window) for w in along))
+
+
+def want_window(op: str, window, strides, dilation=1) -> None:
+    """Raises InputError for options that are no whole numbers, or tuples of them of one length."""
+    options = {"window": window, "strides": window if strides is None else strides, "dilation": dilation}
+    lengths = set()
+    for name, value in options.items():
+        for one in value if isinstance(value, tuple) else (value,):
+            want_count(f"{op}: {name}", one)
+        lengths |= {len(value)} if isinstance(value, tuple) else set()
+    if len(lengths) > 1 or 0 in lengths:
+        got = ", ".join(f"{name} {value}" for name, value in options.items())
+        raise InputError(f"{op}: got {got}; wants as many of each, one for every spatial axis")
+
+
+def spatial_axes(op: str, shape, *options) -> range:
+    """The axes that are pooled: as many as a tuple among the options has entries, before the last axis of channels.
+
+    Numbers alone: all axes between the first and the last.
+    """
+    lengths = [len(option) for option in options if isinstance(option, tuple)]
+    ndim = len(shape)
+    spatial = lengths[0] if lengths else ndim - 2
+    if spatial < 1 or ndim < spatial + 1:
+        wants = f"[..., {spatial} spatial axes, channels]" if lengths else "[batch, *spatial, channels]"
+        raise InputError(f"{op}: x has shape {shape}; wants {wants}")
+    return range(ndim - 1 - spatial, ndim - 1)
+
+
+def windows_of(op: str, shape, window, strides, padding, dilation=1) -> list[Windows]:
+    """The windows along every spatial axis of a shape [..., *spatial, channels]."""
+    named = isinstance(padding, str)
+    axes = spatial_axes(op, shape, window, strides, dilation, *(() if named else (padding,)))
+    window, dilation = per_axis(window, axes), per_axis(dilation, axes)
+    strides = window if strides is None else per_axis(strides, axes)
+    if named:
+        spans = [(w - 1) * d + 1 for w, d in zip(window, dilation, strict=True)]
+        padding = lax.padtype_to_pads([shape[axis] for axis in axes], spans, strides, padding)
+    if len(padding) != len(axes):
+        raise InputError(f"{op}: padding {padding} is for {len(padding)} axes; wants (low, high) for each of {len(axes)}")
+    along = []
+    for axis, w, s, d, (low, high) in zip(axes, window, strides, dilation, padding, strict=True):
+        one = Windows(axis, shape[axis], w, s, d, low, high)
+        if one.count < 1:
+            raise InputError(
+                f"{op}: x has shape {shape}, a window spans {one.span} of axis {axis}, which with its padding "
+                f"has {one.size + low + high}; wants a smaller window or more padding"
+            )
+        along.append(one)
+    return along
+
+
+def want_padding(op: str, padding) -> None:
+    """Raises InputError unless padding is VALID, SAME, or a tuple of (low, high)."""
+    if padding in ("VALID", "SAME"):
+        return
+    pairs = isinstance(padding, tuple) and all(isinstance(p, tuple) and len(p) == 2 for p in padding)
+    if not (pairs and padding and all(isinstance(n, int) and n >= 0 for pair in padding for n in pair)):
+        raise InputError(f"{op}: padding is {padding!r}; wants 'VALID', 'SAME' or a tuple of (low, high), one an axis")
+
+
+def per_axis(option, axes) -> tuple:
+    """An option as one value for each axis."""
+    return option if isinstance(option, tuple) else (option,) * len(axes)

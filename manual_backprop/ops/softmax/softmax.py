@@ -1,0 +1,52 @@
+"""Softmax: a distribution over the axes from numbers of any size (Bridle 1990, "Probabilistic interpretation …").
+
+    yⱼ = e^(xⱼ/T) / Σₖ e^(xₖ/T)
+
+T is the temperature. xₖ reaches yⱼ by its own term and, through the sum, by all: ∂yⱼ/∂xₖ = yⱼ (δⱼₖ - yₖ) / T. Over the paths
+
+    dx = y · (dy - Σ y · dy) / T
+
+Where the mask is False, y is 0 and dx is 0: the entry takes no part. A row of which no entry does, all masked or all -∞,
+has y = 0 as well. Saved: y alone.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from manual_backprop.contract import op
+from manual_backprop.ops.arrays import want_axes, wide
+from manual_backprop.ops.softmax.shifted import check, exponents, masked_or_not, maximum, want_options
+
+
+class Residuals(NamedTuple):
+    y: jax.Array  # [...]
+
+
+@op
+def softmax(*, axis: int | tuple[int, ...] | None = -1, temperature: float = 1.0, mask: bool = False):
+    """x [...] → y [...], which sums to 1 over the axis, or axes, or None for all.
+
+    `mask=True` takes (x, mask): booleans that broadcast to x, True where x takes part. Raises InputError for a mask that
+    does not. Derivation: the module.
+    """
+    want_options("softmax", axis, temperature, mask)
+
+    def forward(x, mask):
+        axes = check("softmax", x, mask, axis)
+        e = jnp.exp(exponents(x, mask, maximum(x, mask, axes), temperature))
+        total = jnp.sum(e, axes, keepdims=True)
+        y = (e / jnp.where(total == 0, 1, total)).astype(x.dtype)
+        return y, Residuals(y)
+
+    def backward(residuals, dy):
+        y, dy = wide(residuals.y), wide(dy)
+        axes = want_axes("softmax", axis, y.ndim)
+        dx = y * (dy - jnp.sum(y * dy, axes, keepdims=True)) / temperature
+        dx = dx.astype(residuals.y.dtype)
+        return (dx, None) if mask else (dx,)
+
+    return masked_or_not(forward, mask), backward
