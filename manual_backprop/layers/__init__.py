@@ -2,20 +2,31 @@
 
 from manual_backprop.layers.activations import PReLU
 from manual_backprop.layers.base import Apply, Identity, Initializer, OpLayer, lecun_normal, ones, zeros
-from manual_backprop.layers.linear import Dense
+from manual_backprop.layers.costs import LinearCrossEntropy
+from manual_backprop.layers.linear import Bilinear, Conv, ConvTranspose, Dense, Embedding, LowRankDense
 from manual_backprop.layers.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from manual_backprop.layers.routing import Dropout, StochasticDepth
+from manual_backprop.layers.sequence import GRU, LSTM, RNN
 
 __all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
     "Apply",
     "BatchNorm",
+    "Bilinear",
+    "Conv",
+    "ConvTranspose",
     "Dense",
     "Dropout",
+    "Embedding",
     "GroupNorm",
     "Identity",
     "Initializer",
     "InstanceNorm",
     "LayerNorm",
+    "LinearCrossEntropy",
+    "LowRankDense",
     "OpLayer",
     "PReLU",
     "RMSNorm",

@@ -40,13 +40,19 @@ class OpLayer(Stateless):
     op: Op
 
     def run(self, params, x):
-        y, residuals = self.op.forward(*self._arguments(params, x), **params)
+        y, residuals = self.op.forward(*self._in_order(params, x))
         return y, _with(residuals, dict.fromkeys(params))
 
     def apply(self, params, state, x):
         """Through `jax.custom_vjp`, so that jax.grad of a model's `apply` gives our gradients."""
-        arguments = self._arguments(params, x)
-        return self.op(*arguments, *(params[name] for name in self.op.arguments if name in params))
+        return self.op(*self._in_order(params, x))
+
+    def _in_order(self, params, x) -> tuple:
+        """The op's arguments: the parameters at the places of their names, x's at the others."""
+        others = iter(self._arguments(params, x))
+        if not params:
+            return tuple(others)
+        return (*(params[name] if name in params else next(others) for name in self.op.arguments), *others)
 
     def _arguments(self, params, x) -> tuple:
         """x as the op's arguments but the parameters."""

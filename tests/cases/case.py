@@ -92,9 +92,13 @@ def each(cases: list[Case]) -> dict:
     return {"argnames": "case", "argvalues": cases, "ids": [case.name for case in cases]}
 
 
-def differentiable(args) -> list[bool]:
-    """For each leaf of args, whether it has a gradient."""
-    return [bool(jnp.issubdtype(leaf.dtype, jnp.inexact)) for leaf in jax.tree.leaves(args)]
+def differentiable(args, constants: tuple[int, ...] = ()) -> list[bool]:
+    """For each leaf of args, whether it has a gradient; constants: the places of arguments that have none, as a state."""
+    return [
+        i not in constants and bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
+        for i, arg in enumerate(args)
+        for leaf in jax.tree.leaves(arg)
+    ]
 
 
 def leaves_of(cotangents, args) -> list:

@@ -101,7 +101,7 @@ def _chained(case, args, dy):
             return dx, [drest[i] for i in moving]
 
         y, residuals = jax.lax.scan(step, args[0], args[1], length=STEPS)
-        return y, jax.lax.scan(back, dy, (args[1], residuals), reverse=True)
+        return y, jax.lax.scan(back, dy, (args[1], residuals), length=STEPS, reverse=True)
 
     def theirs(args, dy):
         def run(x, *floats):

@@ -21,17 +21,17 @@ class Head(NamedTuple):
         u = product(h, 1, w, 1)
         return u if self.softcap is None else self.softcap * jnp.tanh(u / self.softcap)
 
-    def costs(self, m, s, right, mean) -> jax.Array:
-        """c, from l = m + s, the logit of the right class, and the mean of them all; each [tokens, 1]."""
-        e = self.label_smoothing
+    def costs(self, m, total, right, mean) -> jax.Array:
+        """c, from the logit of the right class and the mean of all logits; everything [tokens, 1]."""
+        e, s = self.label_smoothing, jnp.log(total)
         c = s - (right - m) if not e else s - ((1 - e) * (right - m) + e * (mean - m))
         return c + self.z_loss * jnp.square(m + s) if self.z_loss else c
 
-    def dlogits(self, z, m, s, is_label, classes: int) -> jax.Array:
-        """du / dc, for the slice z; is_label [tokens, classes] is true where the class is the label's."""
-        p, e = jnp.exp(z - m - s), self.label_smoothing
+    def dlogits(self, z, m, total, is_label, classes: int) -> jax.Array:
+        """du / dc of the slice z; is_label [tokens, classes] is true at the class of the label."""
+        e, whole = self.label_smoothing, 1 + 2 * self.z_loss * (m + jnp.log(total)) if self.z_loss else 1
         t = (1 - e) * is_label + e / classes if e else is_label
-        slope = ((1 + 2 * self.z_loss * (m + s)) * p if self.z_loss else p) - t
+        slope = jnp.exp(z - m) * (whole / total) - t
         return slope if self.softcap is None else slope * (1 - jnp.square(z / self.softcap))
 
 
@@ -47,7 +47,7 @@ def starts(size: int, chunk: int) -> tuple[int, jax.Array, jax.Array]:
     The last one starts early enough to be whole, and is new from where the one before ended.
     """
     length = min(chunk, size)
-    new = jnp.arange(0, size, length, dtype=jnp.int32)
+    new = jnp.arange(0, max(size, 1), max(length, 1))
     return length, jnp.minimum(new, size - length), new
 
 

@@ -12,7 +12,7 @@ from manual_backprop.ops.costs.reduction import unless_masked
 
 
 def forward(head: Head, chunk: int, h, index, weight) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """h [tokens, d], index [tokens, 1], weight [classes, d] → c, m and s, each [tokens, 1]."""
+    """h [tokens, d], index [tokens, 1], weight [classes, d] → c, m and Σ e^(z - m), each [tokens, 1]."""
     length, begins, news = starts(weight.shape[0], chunk)
     dtype = wide_dtype(jnp.result_type(h, weight))
 
@@ -20,24 +20,24 @@ def forward(head: Head, chunk: int, h, index, weight) -> tuple[jax.Array, jax.Ar
         m, total, right, everything = carry
         begin, new = places
         z = head.logits(h, take(weight, begin, length))
-        once = jnp.where(begin + jnp.arange(length) >= new, z, -jnp.inf)
+        fresh = begin + jnp.arange(length) >= new
+        once = jnp.where(fresh, z, -jnp.inf)
         larger = jnp.maximum(m, jnp.max(once, -1, keepdims=True))
         total = total * jnp.exp(m - larger) + jnp.sum(jnp.exp(once - larger), -1, keepdims=True)
         here = (index >= begin) & (index < begin + length)
         own = jnp.take_along_axis(z, jnp.clip(index - begin, 0, length - 1), -1)
         if head.label_smoothing:
-            everything = everything + jnp.sum(jnp.where(jnp.isneginf(once), 0, once), -1, keepdims=True)
+            everything = everything + jnp.sum(jnp.where(fresh, z, 0), -1, keepdims=True)
         return (larger, total, jnp.where(here, own, right), everything), None
 
     column = lambda value: jnp.full((h.shape[0], 1), value, dtype)
     # A label beyond the classes is met in no slice: its logit stays NaN.
     empty = column(-jnp.inf), column(0), column(jnp.nan), column(0)
     (m, total, right, everything), _ = lax.scan(step, empty, (begins, news))
-    s = jnp.log(total)
-    return head.costs(m, s, right, everything / weight.shape[0]), m, s
+    return head.costs(m, total, right, everything / weight.shape[0]), m, total
 
 
-def backward(head: Head, chunk: int, h, index, weight, m, s, dc, w) -> tuple[jax.Array, jax.Array]:
+def backward(head: Head, chunk: int, h, index, weight, m, total, dc, w) -> tuple[jax.Array, jax.Array]:
     """dc and w [tokens, 1] → dh [tokens, d], dweight [classes, d]."""
     length, begins, news = starts(weight.shape[0], chunk)
 
@@ -46,7 +46,7 @@ def backward(head: Head, chunk: int, h, index, weight, m, s, dc, w) -> tuple[jax
         begin, new = places
         rows, columns = take(weight, begin, length), begin + jnp.arange(length)
         z = head.logits(h, rows)
-        du = dc * head.dlogits(z, m, s, columns == index, weight.shape[0])
+        du = dc * head.dlogits(z, m, total, columns == index, weight.shape[0])
         if w is not None:
             du = unless_masked(du, w)
         du = du.astype(jnp.result_type(h, weight))

@@ -12,17 +12,18 @@ l = ln Σₖ e^zₖ,  tₖ = (1 - ε) [k = y] + ε / K  with ε the label smooth
 
 There are two ways to have no more than a slice of z, both a `lax.scan`:
 
-gradients="forward"     `chunk` tokens at a time, all classes: a slice holds whole softmaxes, so its dh and dw can be had
-                        at once, for dC = 1; the backward pass only multiplies them. Three matrix products, as ever.
-gradients="backward"    `chunk` classes at a time, all tokens: l is summed up from slice to slice, e^(m - m′) · Σ where the
-                        largest entry grows from m to m′; the backward pass computes each slice again. Four products.
+gradients="forward": `chunk` tokens at a time, all classes. A slice holds whole softmaxes, so its dh and dw can be had at
+once, for dC = 1; the backward pass only multiplies them. Three matrix products, as many as without slices.
+
+gradients="backward": `chunk` classes at a time, all tokens. l is summed up from slice to slice, times e^(m - m′) when the
+largest entry so far grows from m to m′; the backward pass computes each slice again. Four products.
 
 A last slice that would not be whole starts earlier instead: what it shares with the one before is computed twice and
 counted once.
 
 Sources: gradients in the forward pass, Hsu et al. 2024 (Liger Kernel, arXiv:2410.10989); slices of the vocabulary,
 Wijmans et al. 2024 (Cut Cross-Entropy, arXiv:2411.09009); softcap, Gemma Team 2024 (arXiv:2408.00118).
-Saved: forward, dh and dw; backward, the arguments and two numbers a token (the largest logit and l less it).
+Saved: forward, dh and dw; backward, the arguments and two numbers a token, m and Σ e^(z - m).
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Residuals(NamedTuple):
     labels: jax.Array  # [...], integers
     weights: jax.Array | None  # [...]
     m: jax.Array  # [tokens, 1]
-    s: jax.Array  # [tokens, 1]
+    total: jax.Array  # [tokens, 1]
     costs: jax.Array | None  # [tokens, 1], where there are weights
 
 
@@ -122,17 +123,17 @@ def linear_cross_entropy(
     def forward(hidden, weight, labels, weights):
         check(hidden, weight, labels, ignored, reduction, weights)
         h, index, w = flat(hidden, weight, labels, weights)
-        c, m, s = head_by_classes.forward(head, chunk, h, index, weight)
+        c, m, total = head_by_classes.forward(head, chunk, h, index, weight)
         C = reduce(reduction, c, w)
         C = C.reshape(labels.shape) if reduction == "none" else C
-        return C, Residuals(hidden, weight, labels, weights, m, s, None if weights is None else c)
+        return C, Residuals(hidden, weight, labels, weights, m, total, None if weights is None else c)
 
     def backward(residuals, dy):
-        hidden, weight, labels, weights, m, s, c = residuals
+        hidden, weight, labels, weights, m, total, c = residuals
         h, index, w = flat(hidden, weight, labels, weights)
         dC = dy.reshape(index.shape) if reduction == "none" else dy
         dc = dcosts(reduction, dC, labels.size, w)
-        dhidden, dweight = head_by_classes.backward(head, chunk, h, index, weight, m, s, dc, w)
+        dhidden, dweight = head_by_classes.backward(head, chunk, h, index, weight, m, total, dc, w)
         cotangents = dhidden.reshape(hidden.shape).astype(hidden.dtype), dweight, None
         if weights is None:
             return cotangents
@@ -141,7 +142,7 @@ def linear_cross_entropy(
 
     def flat(hidden, weight, labels, weights) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         """One token a row: h [tokens, d], the class of each [tokens, 1], and its weight [tokens, 1]."""
-        h, index = hidden.reshape(labels.size, -1), class_index(labels, ignored).reshape(-1, 1)
+        h, index = hidden.reshape(labels.size, hidden.shape[-1]), class_index(labels, ignored).reshape(-1, 1)
         index = jnp.where(index < 0, index + weight.shape[0], index)
         w = None if weights is None else weights.reshape(-1, 1)
         if ignored is not None:

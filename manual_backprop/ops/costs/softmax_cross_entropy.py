@@ -19,7 +19,7 @@ through dn of `reduction.py`. An example with the label `ignored` has the weight
 
 Source: Bridle 1990, "Probabilistic interpretation of feedforward classification network outputs"; the smoothing is of
 Szegedy et al. 2015, arXiv:1512.00567, the z-loss of Chowdhery et al. 2022, arXiv:2204.02311.
-Saved: the arguments and two numbers an example (m and s); p is recomputed.
+Saved: the arguments and two numbers an example, m and Σₖ e^(zₖ - m); p is recomputed.
 """
 
 from __future__ import annotations
@@ -54,9 +54,13 @@ class Residuals(NamedTuple):
     logits: jax.Array  # [..., classes]
     labels: jax.Array  # [...] of integers, or [..., classes]
     m: jax.Array  # [..., 1]
-    s: jax.Array  # [..., 1]
+    total: jax.Array  # [..., 1]
     class_weights: jax.Array | None  # [classes]
     weights: jax.Array | None  # [...]
+
+    @property
+    def s(self) -> jax.Array:
+        return jnp.log(self.total)
 
 
 @op
@@ -85,21 +89,22 @@ def softmax_cross_entropy(
     def forward(logits, labels, class_weights, weights):
         check(logits, labels, ignored, reduction, class_weights, weights)
         m = wide(jnp.max(logits, -1, keepdims=True))
-        s = jnp.log(jnp.sum(jnp.exp(wide(logits) - m), -1, keepdims=True))
-        residuals = Residuals(logits, labels, m, s, class_weights, weights)
+        total = jnp.sum(jnp.exp(wide(logits) - m), -1, keepdims=True)
+        residuals = Residuals(logits, labels, m, total, class_weights, weights)
         return reduce(reduction, costs(residuals), *weights_and_counts(residuals)), residuals
 
     def backward(residuals, dy):
-        logits, labels, m, s, v, weights = residuals
+        logits, labels, m, total, v, weights = residuals
         w, n = weights_and_counts(residuals)
-        dc = dcosts(reduction, dy, s.size, w, n)[..., None]
+        dc = dcosts(reduction, dy, m.size, w, n)[..., None]
         valid = (lambda slope: slope) if w is None else (lambda slope: unless_masked(slope, w[..., None]))
-        ln_p, label = wide(logits) - m - s, smooth(labels, logits)
+        shifted, label = wide(logits) - m, smooth(labels, logits)
+        ln_p, p = shifted - residuals.s, jnp.exp(shifted) * (1 / total)
         t = label if v is None else wide(v) * label
         whole = 1 if v is None and are_classes(labels, logits) else jnp.sum(wide(t), -1, keepdims=True)  # Σⱼ tⱼ
         if z_loss:
-            whole = whole + 2 * z_loss * (m + s)
-        dz = dc * valid(jnp.exp(ln_p) * whole - t)
+            whole = whole + 2 * z_loss * (m + residuals.s)
+        dz = dc * valid(p * whole - t)
         dlabels = None
         if is_float(labels):
             dlabels = -dc * (1 - label_smoothing) * valid(ln_p if v is None else wide(v) * ln_p)
@@ -119,11 +124,11 @@ def softmax_cross_entropy(
 
     def costs(residuals) -> jax.Array:
         """Cₙ."""
-        logits, labels, m, s, v, _ = residuals
-        shifted = wide(logits) - m
+        logits, labels, m, _, v, _ = residuals
+        shifted, s = wide(logits) - m, residuals.s
         if are_classes(labels, logits):
             index = class_index(labels, ignored)
-            c = s - jnp.take_along_axis(shifted, index, -1, mode="fill")
+            c = s - (wide(jnp.take_along_axis(logits, index, -1, mode="fill")) - m)
             c = c if v is None else wide(v)[index] * c
             if label_smoothing:
                 others = s - shifted if v is None else wide(v) * (s - shifted)

@@ -31,7 +31,7 @@ class Residuals(NamedTuple):
     x1: jax.Array  # [..., in1]
     x2: jax.Array  # [..., in2]
     w: jax.Array  # [out, in1, in2]
-    b: Spec | None  # [out]
+    of_b: Spec | None  # [out]
     u: jax.Array | None  # [..., out, in1]
 
 
@@ -46,7 +46,7 @@ def bilinear(*, bias: bool = True):
         y, residuals = forward_without_bias(x1, x2, w)
         check_bias(w, b)
         dtype = jnp.result_type(y, b)
-        return (y + b).astype(dtype), residuals._replace(b=spec(b))
+        return (y + b).astype(dtype), residuals._replace(of_b=spec(b))
 
     def forward_without_bias(x1, x2, w):
         check(x1, x2, w)
@@ -59,7 +59,7 @@ def bilinear(*, bias: bool = True):
         return y.astype(jnp.result_type(x1, x2, w)), Residuals(x1, x2, w, None, u)
 
     def backward(residuals, dy):
-        x1, x2, w, b, u = residuals
+        x1, x2, w, of_b, u = residuals
         leading = tuple(range(x1.ndim - 1))
         if through_u(w):
             du = outer(dy, x1)
@@ -72,7 +72,7 @@ def bilinear(*, bias: bool = True):
             dx2 = jnp.sum(dp * x1[..., :, None], -2)
             dw = product(dy, leading, outer(x1, x2), leading)
         cotangents = dx1.astype(x1.dtype), dx2.astype(x2.dtype), dw.astype(w.dtype)
-        return (*cotangents, bias_gradient(dy, b)) if bias else cotangents
+        return (*cotangents, bias_gradient(dy, of_b)) if bias else cotangents
 
     return (forward if bias else forward_without_bias), backward
 

@@ -35,8 +35,8 @@ def conv_transpose(
 
     As `jax.lax.conv_transpose`. Any number of leading axes; as many spatial axes as w has, 1 to 3.
     padding: "SAME" (size · stride outputs), "VALID" (all that the kernel reaches), or of x̃, for each axis a number or a
-    pair. PyTorch's padding q and output_padding r are here (reach - 1 - q, reach - 1 - q + r), reach = (K - 1) d + 1 for
-    a kernel of K taps and dilation d.
+    pair. PyTorch's padding q and output_padding r are here (R - q, R - q + r), with R = (K - 1) d for a kernel of K
+    taps and dilation d; its kernel is flipped, so `transpose_kernel=True`.
     `transpose_kernel=True`: w [*kernel, out/groups, in], that of the convolution whose dx this is.
     Sums are in at least float32. Raises InputError for options and shapes that do not fit. Derivation: the module.
     """

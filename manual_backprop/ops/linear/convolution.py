@@ -7,7 +7,7 @@ x̃ for x with t - 1 zeros between its entries (x̃[i t] = x[i]):
 
 Several axes do so at once; w[k] is a matrix [in, out], or one for each group of channels.
 
-dx. x[i] reaches y[p] through the tap k for which i t = p s + k d - lo. Count the taps from the other end, k = K - 1 - k′:
+dx. x[i] reaches y[p] through the tap k for which i t = p s + k d - lo. Counted from the other end, k = K - 1 - k′:
 
     dx[i] = Σₖ′ dỹ[i t + k′ d - lo′] w[K - 1 - k′]ᵀ,    lo′ = (K - 1) d - lo
 
@@ -42,7 +42,7 @@ from manual_backprop.ops.linear.windows import Window, check, check_bias, check_
 class Residuals(NamedTuple):
     x: jax.Array  # [..., *spatial, in]
     w: jax.Array  # [*kernel, in/groups, out]
-    b: Spec | None  # [out]
+    of_b: Spec | None  # [out]
 
 
 def passes(op: str, window_of: Callable, groups: int, bias: bool, transpose_kernel: bool = False):
@@ -68,12 +68,12 @@ def passes(op: str, window_of: Callable, groups: int, bias: bool, transpose_kern
         return weighted(x, w).astype(jnp.result_type(x, w)), Residuals(x, w, None)
 
     def backward(residuals, dy):
-        x, w, b = residuals
+        x, w, of_b = residuals
         size, kernel = spatial(x, w), w.shape[:-2]
         window = window_of(size, kernel)
         dx = input_gradient(one_batch(dy, w), turned(w), size, window).reshape(x.shape).astype(x.dtype)
         dw = turned(kernel_gradient(one_batch(x, w), one_batch(dy, w), kernel, window)).astype(w.dtype)
-        return (dx, dw, bias_gradient(dy, b)) if bias else (dx, dw)
+        return (dx, dw, bias_gradient(dy, of_b)) if bias else (dx, dw)
 
     return (forward if bias else forward_without_bias), backward
 
@@ -131,7 +131,7 @@ def entry_by_entry(x, w, window: Window) -> jax.Array:
     size = window.output_size(x.shape[1:-1], kernel)
     x, w = padded(x, window), wide(w).reshape(*kernel, groups, -1)
     y = sum(wide(at_tap(x, k, size, window))[..., None] * w[k] for k in itertools.product(*map(range, kernel)))
-    return y.reshape(*y.shape[:-2], -1)
+    return y.reshape(*y.shape[:-2], math.prod(y.shape[-2:]))
 
 
 # ── dx and dw ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -157,8 +157,8 @@ def transposed(w, groups: int) -> jax.Array:
 def kernel_gradient(x, dy, kernel: tuple[int, ...], window: Window) -> jax.Array:
     """dw [*kernel, in/groups, out] from x [N, *spatial, in] and dy [N, *spatial, out], in at least float32.
 
-    On a CPU tap by tap, measured 0.04 to 0.9 of the time of a convolution; but as a convolution, as elsewhere, where that
-    is as fast: stride 1, no groups, one or two axes, and more than one tap (of one tap it is a matmul).
+    On a CPU tap by tap, measured 0.04 to 0.9 of the time of a convolution; but as a convolution, as elsewhere, where
+    that is as fast: stride 1, no groups, one or two axes, and more than one tap (of one tap it is a matmul).
     """
     if max(window.strides) == 1 == window.groups and len(kernel) <= 2 and math.prod(kernel) > 1:
         return examples_as_channels(x, dy, kernel, window)
@@ -214,7 +214,7 @@ def padded(x, window: Window) -> jax.Array:
 
 def at_tap(x, k, size: tuple[int, ...], window: Window) -> jax.Array:
     """What the tap k meets of padded x̃, for every p: [N, *size, in]."""
-    start = [0, *(k[axis] * d for axis, d in enumerate(window.kernel_dilation)), 0]
+    start = [np.int32(0), *(k[axis] * np.int32(d) for axis, d in enumerate(window.kernel_dilation)), np.int32(0)]
     reach = [(m - 1) * s + 1 for m, s in zip(size, window.strides, strict=True)]
     x = lax.dynamic_slice(x, start, (x.shape[0], *reach, x.shape[-1]))
     return lax.slice(x, (0,) * x.ndim, x.shape, (1, *window.strides, 1))

@@ -28,7 +28,7 @@ from manual_backprop.ops.arrays import Spec, spec, want_float, wide_dtype
 class Residuals(NamedTuple):
     x: jax.Array  # [..., in]
     w: jax.Array  # [in, out]
-    b: Spec | None  # [out]
+    of_b: Spec | None  # [out]
 
 
 @op
@@ -49,11 +49,11 @@ def dense(*, bias: bool = True):
         return y.astype(jnp.result_type(x, w)), Residuals(x, w, None)
 
     def backward(residuals, dy):
-        x, w, b = residuals
+        x, w, of_b = residuals
         leading = tuple(range(x.ndim - 1))
         dx = product(dy, (-1,), w, (1,)).astype(x.dtype)
         dw = product(x, leading, dy, leading).astype(w.dtype)
-        return (dx, dw, bias_gradient(dy, b)) if bias else (dx, dw)
+        return (dx, dw, bias_gradient(dy, of_b)) if bias else (dx, dw)
 
     return (forward if bias else forward_without_bias), backward
 

@@ -1,7 +1,7 @@
 """Any sum of products of two arrays, in Einstein's notation, as `einsum(subscripts="...ij,jk->...ik")`.
 
-Each axis bears an index; an index that the result lacks is summed over. y is linear in a and linear in b, so a's entry
-reaches C through every product that it is in, and the cotangent is an einsum again, with a's and y's subscripts swapped:
+Each axis bears an index; an index that the result lacks is summed over. y is linear in a and linear in b, and an entry
+of a reaches C through every product that it is in, so the cotangent is an einsum too, with a and y exchanged:
 
     y = einsum(A,B->Y; a, b):    da = einsum(Y,B->A; dy, b),    db = einsum(Y,A->B; dy, a)
 
@@ -141,5 +141,6 @@ def check(subscripts, terms, a, b) -> None:
     for i, n in size_of(a, A).items():
         if i in sizes and n != sizes[i] and 1 not in (n, sizes[i]):
             raise InputError(
-                f"einsum: a has shape {a.shape}, b {b.shape}; index {i!r} of {subscripts!r} is {n} in a, {sizes[i]} in b"
+                f"einsum: a has shape {a.shape}, b {b.shape}; index {i!r} of {subscripts!r} is {n} in a and "
+                f"{sizes[i]} in b; wants them alike, or one of them 1"
             )

@@ -26,7 +26,7 @@ from manual_backprop.ops.arrays import Spec, known, spec, want_float, wide, wide
 
 class Residuals(NamedTuple):
     ids: jax.Array  # [...] of integers
-    table: Spec  # [rows, features]
+    of_table: Spec  # [rows, features]
 
 
 @op
@@ -47,12 +47,12 @@ def embedding(*, padding_id: int | None = None):
         return y, Residuals(ids, spec(table))
 
     def backward(residuals, dy):
-        ids, table = residuals
-        rows = index(ids, table)
+        ids, of_table = residuals
+        rows = index(ids, of_table)
         if padding_id is not None:
-            rows = jnp.where(rows == padding_id, table.shape[0], rows)  # beyond the table: dropped
-        dtable = jnp.zeros(table.shape, wide_dtype(table.dtype)).at[rows].add(wide(dy), mode="drop")
-        return None, dtable.astype(table.dtype)
+            rows = jnp.where(rows == padding_id, of_table.shape[0], rows)  # beyond the table: dropped
+        dtable = jnp.zeros(of_table.shape, wide_dtype(of_table.dtype)).at[rows].add(wide(dy), mode="drop")
+        return None, dtable.astype(of_table.dtype)
 
     return forward, backward
 

@@ -1,8 +1,7 @@
-"""Adaptive pooling: as many windows as outputs are asked for (He, Zhang, Ren & Sun 2014, "Spatial pyramid pooling",
-arXiv:1406.4729).
+"""Adaptive pooling: as many windows as outputs are asked for (He, Zhang, Ren & Sun 2014, arXiv:1406.4729).
 
-Along an axis of n positions, window i of m covers the positions from ⌊i n/m⌋ up to but not ⌈(i + 1) n/m⌉; neighbours may
-share a position, whose paths add up. For the average, lᵢ the length of window i,
+Along an axis of n positions, window i of m covers those from ⌊i n/m⌋ up to but not ⌈(i + 1) n/m⌉. Neighbours may share
+a position; its paths add up. For the average, lᵢ the length of window i,
 
     yᵢ = Σ xⱼ / lᵢ over the j in window i,        y = M x
     dxⱼ = Σ dyᵢ / lᵢ over the i with j in window i,   dx = Mᵀ dy
@@ -30,11 +29,11 @@ from manual_backprop.ops.pooling.resample import apply, resized, want_sizes
 
 
 class AverageResiduals(NamedTuple):
-    x: Spec
+    of_x: Spec
 
 
 class MaxResiduals(NamedTuple):
-    x: Spec
+    of_x: Spec
     positions: tuple[jax.Array, ...]  # j(i) for each axis, the last first; sizes change axis by axis
 
 
@@ -58,7 +57,7 @@ def adaptive_average_pool(*, sizes: int | tuple[int, ...]):
         return y.astype(x.dtype), AverageResiduals(spec(x))
 
     def backward(residuals, dy):
-        axes, matrices = averages(residuals.x.shape)
+        axes, matrices = averages(residuals.of_x.shape)
         dx = apply(dy, axes[::-1], [matrix.T for matrix in matrices[::-1]])
         return (dx.astype(dy.dtype),)
 
@@ -87,7 +86,7 @@ def adaptive_max_pool(*, sizes: int | tuple[int, ...]):
 
     def backward(residuals, dy):
         dx = wide(dy)
-        for (axis, covers), j in zip(along(residuals.x.shape), reversed(residuals.positions), strict=True):
+        for (axis, covers), j in zip(along(residuals.of_x.shape), reversed(residuals.positions), strict=True):
             dx = _put_back(dx, j, axis, covers)
         return (dx.astype(dy.dtype),)
 

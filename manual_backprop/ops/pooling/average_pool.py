@@ -21,11 +21,11 @@ import numpy as np
 
 from manual_backprop.contract import InputError, op
 from manual_backprop.ops.arrays import Spec, spec, want_float, wide
-from manual_backprop.ops.pooling.windows import place, tap, taps_of, want_padding, want_window, windows_of
+from manual_backprop.ops.pooling.windows import place, tap, taps_of, want_window, windows_of
 
 
 class Residuals(NamedTuple):
-    x: Spec
+    of_x: Spec
 
 
 @op
@@ -43,8 +43,7 @@ def average_pool(
     `count_padding=False` divides by the positions that are not padding; `divisor` is divided by in place of any count.
     Raises InputError where a window does not fit, or counts no position. Derivation: the module.
     """
-    want_window("average_pool", window, strides)
-    want_padding("average_pool", padding)
+    want_window("average_pool", window, strides, padding)
     if divisor == 0:
         raise InputError("average_pool: divisor is 0; wants another number")
 
@@ -58,7 +57,7 @@ def average_pool(
         return (total / number(windows)).astype(x.dtype), Residuals(spec(x))
 
     def backward(residuals, dy):
-        x = residuals.x
+        x = residuals.of_x
         windows = along(x.shape)
         g = wide(dy) / number(windows)
         dx = sum(place(g, windows, k) for k in taps_of(windows))
@@ -74,7 +73,9 @@ def average_pool(
         for windows in along:
             n = n[..., None] * positions(windows)
         if not n.all():
-            raise InputError("average_pool: a window holds nothing but padding; wants less padding, or count_padding=True")
+            raise InputError(
+                "average_pool: a window holds nothing but padding; wants less padding, or count_padding=True"
+            )
         return n[..., None].astype(np.float32)
 
     return forward, backward

@@ -5,8 +5,8 @@ With n positions, j among them, the mean and the maximum are
     y = 1/n Σⱼ xⱼ,            dx = dy / n                                 at every position
     y = xₘ, m = argmax x,      dx = dy at position m, the first of equals, and 0 at every other
 
-Source: Lin, Chen & Yan 2014, "Network in network", arXiv:1312.4400, section 3.2, for the average; Oquab, Bottou, Laptev & Sivic 2015,
-"Is object localization for free?", for the maximum.
+Sources: Lin, Chen & Yan 2014, "Network in network", arXiv:1312.4400, section 3.2, for the average; Oquab, Bottou,
+Laptev & Sivic 2015, "Is object localization for free?", for the maximum.
 Saved: nothing for the mean, the position m for the maximum, four bytes an output.
 """
 
@@ -24,11 +24,11 @@ from manual_backprop.ops.arrays import Spec, spec, want_float, wide, wide_dtype
 
 
 class AverageResiduals(NamedTuple):
-    x: Spec
+    of_x: Spec
 
 
 class MaxResiduals(NamedTuple):
-    x: Spec
+    of_x: Spec
     m: jax.Array  # [batch, channels]
 
 
@@ -42,7 +42,7 @@ def global_average_pool():
         return y.astype(x.dtype), AverageResiduals(spec(x))
 
     def backward(residuals, dy):
-        x = residuals.x
+        x = residuals.of_x
         dx = wide(dy) / math.prod(x.shape[1:-1])
         return (everywhere(dx.astype(x.dtype), x.shape),)
 

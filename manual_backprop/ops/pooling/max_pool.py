@@ -5,7 +5,7 @@ another, the last first. Along one axis, with k(i) the first tap at which window
 
     yᵢ = x at tap k(i) of window i
 
-A change of x at that one position, and at no other, changes yᵢ. Windows that overlap may share a position: paths add up.
+A change of x at that one position, and at no other, changes yᵢ. Windows may share a position: paths add up.
 
     dx = Σₖ (dy where k(i) = k, else 0), each put back at tap k of its window
 
@@ -22,11 +22,11 @@ import jax.numpy as jnp
 
 from manual_backprop.contract import op
 from manual_backprop.ops.arrays import Spec, spec, want_float, wide
-from manual_backprop.ops.pooling.windows import place, tap, want_padding, want_window, windows_of
+from manual_backprop.ops.pooling.windows import place, tap, want_window, windows_of
 
 
 class Residuals(NamedTuple):
-    x: Spec
+    of_x: Spec
     taps: tuple[jax.Array, ...]  # k(i) for each axis in the order pooled; sizes shrink axis by axis
 
 
@@ -44,8 +44,7 @@ def max_pool(
     Padding never wins over a number. Of equal maxima the first of the window has all of dy; so does a NaN, the last.
     Raises InputError where a window does not fit. Derivation: the module.
     """
-    want_window("max_pool", window, strides, dilation)
-    want_padding("max_pool", padding)
+    want_window("max_pool", window, strides, padding, dilation)
 
     def along(shape):
         return list(reversed(windows_of("max_pool", shape, window, strides, padding, dilation)))
@@ -60,7 +59,7 @@ def max_pool(
 
     def backward(residuals, dy):
         dx = wide(dy)
-        for windows, k in reversed(list(zip(along(residuals.x.shape), residuals.taps, strict=True))):
+        for windows, k in reversed(list(zip(along(residuals.of_x.shape), residuals.taps, strict=True))):
             dx = put_back(windows, k, dx)
         return (dx.astype(dy.dtype),)
 

@@ -1,6 +1,6 @@
 """Linear maps along the spatial axes, one small sparse matrix each: what averaging and interpolation have in common.
 
-    y = M x along an axis:  yᵢ = Σⱼ Mᵢⱼ xⱼ,    dxⱼ = Σᵢ Mᵢⱼ dyᵢ, the same with Mᵀ
+y = M x along an axis is yᵢ = Σⱼ Mᵢⱼ xⱼ, so dxⱼ = Σᵢ Mᵢⱼ dyᵢ: the same with Mᵀ.
 """
 
 from __future__ import annotations

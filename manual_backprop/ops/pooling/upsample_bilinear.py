@@ -3,7 +3,7 @@
 Output i lies at the position p(i) of the input, for a scale s, m outputs for n inputs:
 
     cells:                  p(i) = (i + ½) / s - ½, kept within 0 … n - 1
-    `align_corners=True`:   p(i) = i · (n - 1) / (m - 1): the first and the last outputs are the first and the last inputs
+    `align_corners=True`:   p(i) = i · (n - 1) / (m - 1): the ends of the output are the ends of the input
 
 and takes from the inputs j = ⌊p⌋ and j + 1 on either side, with t = p - j:
 
@@ -25,7 +25,7 @@ from manual_backprop.ops.pooling.resample import apply, resized, want_sizes_or_s
 
 
 class Residuals(NamedTuple):
-    x: Spec
+    of_x: Spec
 
 
 @op
@@ -53,7 +53,7 @@ def upsample_bilinear(
         return y.astype(x.dtype), Residuals(spec(x))
 
     def backward(residuals, dy):
-        axes, matrices = interpolation(residuals.x.shape)
+        axes, matrices = interpolation(residuals.of_x.shape)
         dx = apply(dy, axes[::-1], [matrix.T for matrix in matrices[::-1]])
         return (dx.astype(dy.dtype),)
 

@@ -23,7 +23,7 @@ from manual_backprop.ops.pooling.resample import apply, resized, want_sizes_or_s
 
 
 class Residuals(NamedTuple):
-    x: Spec
+    of_x: Spec
 
 
 @op
@@ -36,8 +36,8 @@ def upsample_nearest(
     """x [batch, *spatial, channels] → y [batch, *sizes, channels]; a scale gives sizes ⌊n · scale⌋.
 
     Either may be a tuple with one entry a spatial axis; x may then have any number of axes before those.
-    `half_pixel` compares the centres of cells, as `jax.image.resize` does, otherwise their corners. Sizes may be smaller
-    than x's: inputs that no output copies get no gradient. Derivation: the module.
+    `half_pixel` looks up the centres of cells, as `jax.image.resize` does, otherwise their corners. Sizes may be
+    smaller than x's: inputs that no output copies get no gradient. Derivation: the module.
     """
     want_sizes_or_scale("upsample_nearest", sizes, scale)
     center = 0.5 if half_pixel else 0.0
@@ -53,7 +53,7 @@ def upsample_nearest(
         return y.astype(x.dtype), Residuals(spec(x))
 
     def backward(residuals, dy):
-        axes, matrices = copies(residuals.x.shape)
+        axes, matrices = copies(residuals.of_x.shape)
         dx = apply(dy, axes[::-1], [matrix.T for matrix in matrices[::-1]])
         return (dx.astype(dy.dtype),)
 

@@ -51,7 +51,7 @@ class Windows(NamedTuple):
 
 
 def tap(x, along: Sequence[Windows], taps: Sequence[int], fill: float) -> jax.Array:
-    """x at one tap of every window, [..., size, ...] → [..., count, ...] for each axis; `fill` where that is padding."""
+    """x at one tap of every window: each size becomes its count of windows; `fill` where the tap is padding."""
     starts, limits, strides, config = [0] * x.ndim, list(x.shape), [1] * x.ndim, [(0, 0, 0)] * x.ndim
     for w, k in zip(along, taps, strict=True):
         inside = w.inside(k)
@@ -78,14 +78,20 @@ def taps_of(along: Sequence[Windows]) -> Iterator[tuple[int, ...]]:
     return itertools.product(*(range(w.window) for w in along))
 
 
-def want_window(op: str, window, strides, dilation=1) -> None:
-    """Raises InputError for options that are no whole numbers, or tuples of them of one length."""
+def want_window(op: str, window, strides, padding, dilation=1) -> None:
+    """Raises InputError for options that are not as the ops say, or are tuples of several lengths."""
     options = {"window": window, "strides": window if strides is None else strides, "dilation": dilation}
-    lengths = set()
     for name, value in options.items():
         for one in value if isinstance(value, tuple) else (value,):
             want_count(f"{op}: {name}", one)
-        lengths |= {len(value)} if isinstance(value, tuple) else set()
+    if padding not in ("VALID", "SAME"):
+        pairs = isinstance(padding, tuple) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in padding)
+        if not (pairs and all(isinstance(n, int) and n >= 0 for pair in padding for n in pair)):
+            raise InputError(
+                f"{op}: padding is {padding!r}; wants 'VALID', 'SAME' or a tuple of (low, high), one an axis"
+            )
+        options["padding"] = padding
+    lengths = {len(value) for value in options.values() if isinstance(value, tuple)}
     if len(lengths) > 1 or 0 in lengths:
         got = ", ".join(f"{name} {value}" for name, value in options.items())
         raise InputError(f"{op}: got {got}; wants as many of each, one for every spatial axis")
@@ -114,8 +120,6 @@ def windows_of(op: str, shape, window, strides, padding, dilation=1) -> list[Win
     if named:
         spans = [(w - 1) * d + 1 for w, d in zip(window, dilation, strict=True)]
         padding = lax.padtype_to_pads([shape[axis] for axis in axes], spans, strides, padding)
-    if len(padding) != len(axes):
-        raise InputError(f"{op}: padding {padding} is for {len(padding)} axes; wants (low, high) for each of {len(axes)}")
     along = []
     for axis, w, s, d, (low, high) in zip(axes, window, strides, dilation, padding, strict=True):
         one = Windows(axis, shape[axis], w, s, d, low, high)
@@ -126,15 +130,6 @@ def windows_of(op: str, shape, window, strides, padding, dilation=1) -> list[Win
             )
         along.append(one)
     return along
-
-
-def want_padding(op: str, padding) -> None:
-    """Raises InputError unless padding is VALID, SAME, or a tuple of (low, high)."""
-    if padding in ("VALID", "SAME"):
-        return
-    pairs = isinstance(padding, tuple) and all(isinstance(p, tuple) and len(p) == 2 for p in padding)
-    if not (pairs and padding and all(isinstance(n, int) and n >= 0 for pair in padding for n in pair)):
-        raise InputError(f"{op}: padding is {padding!r}; wants 'VALID', 'SAME' or a tuple of (low, high), one an axis")
 
 
 def per_axis(option, axes) -> tuple:

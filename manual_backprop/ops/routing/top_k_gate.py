@@ -48,7 +48,7 @@ def top_k_gate(*, k: int, renormalise: bool = True):
         check(logits, k)
         chosen = largest(logits, k)
         p, g = softmaxes(logits, chosen)
-        f, P = shares(chosen, k), jnp.mean(p, tokens(p))
+        f, P = shares(chosen, k, p.dtype), jnp.mean(p, tokens(p))
         return (g.astype(logits.dtype), logits.shape[-1] * jnp.sum(f * P)), Residuals(logits, chosen)
 
     def backward(residuals, dy):
@@ -56,7 +56,7 @@ def top_k_gate(*, k: int, renormalise: bool = True):
         dg, dB = wide(dy[0]), dy[1]
         p, g = softmaxes(logits, chosen)
         T = logits.size // logits.shape[-1]
-        c = dB * logits.shape[-1] * shares(chosen, k) / T
+        c = dB * logits.shape[-1] * shares(chosen, k, p.dtype) / T
         if renormalise:
             dz = through_softmax(g, dg) + through_softmax(p, c)
         else:
@@ -87,10 +87,10 @@ def tokens(x) -> tuple[int, ...]:
     return tuple(range(x.ndim - 1))
 
 
-def shares(chosen, k: int) -> jax.Array:
+def shares(chosen, k: int, dtype) -> jax.Array:
     """f: for each expert its share of the choices."""
     T = chosen.size // chosen.shape[-1]
-    return jnp.sum(chosen, tokens(chosen), dtype=jnp.float32) / (T * k)
+    return jnp.sum(chosen, tokens(chosen), dtype=dtype) / (T * k)
 
 
 def through_softmax(p, u) -> jax.Array:

@@ -2,7 +2,7 @@
 
     yⱼ = xⱼ/T - ln Σₖ e^(xₖ/T) = a - s,    a = (x - m) / T,    s = ln Σ eᵃ
 
-xₖ reaches yⱼ by its own term and, through the sum, by all: ∂yⱼ/∂xₖ = (δⱼₖ - pₖ) / T with p = e^y. Over the paths
+xₖ reaches yₖ by its own term and, through the sum, every yⱼ: ∂yⱼ/∂xₖ = (δⱼₖ - pₖ) / T with p = e^y. The paths add up to
 
     dx = (dy - p Σ dy) / T
 
@@ -31,8 +31,8 @@ class Residuals(NamedTuple):
 def log_softmax(*, axis: int | tuple[int, ...] | None = -1, temperature: float = 1.0, mask: bool = False):
     """x [...] → y [...], whose e^y sums to 1 over the axis, or axes, or None for all.
 
-    `mask=True` takes (x, mask): booleans that broadcast to x, True where x takes part. Raises InputError for a mask that
-    does not. Derivation: the module.
+    `mask=True` takes (x, mask): booleans that broadcast to x, True where x takes part. Raises InputError for a mask
+    that does not. Derivation: the module.
     """
     want_options("log_softmax", axis, temperature, mask)
 

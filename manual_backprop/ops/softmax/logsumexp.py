@@ -39,8 +39,8 @@ def logsumexp(
 ):
     """x [...] → y, without the axis, or axes, or None for all; `keepdims=True` leaves 1 for each.
 
-    `mask=True` takes (x, mask): booleans that broadcast to x, True where x takes part. Raises InputError for a mask that
-    does not. Derivation: the module.
+    `mask=True` takes (x, mask): booleans that broadcast to x, True where x takes part. Raises InputError for a mask
+    that does not. Derivation: the module.
     """
     want_options("logsumexp", axis, temperature, mask)
 

@@ -1,4 +1,4 @@
-"""What the softmax family shares: exponents of which the largest is 0, so that no e overflows, and masked entries left out.
+"""What the softmax family shares: exponents of which the largest is 0, so that none overflows, and masks.
 
     a = (x - m) / T,    m = max x
 

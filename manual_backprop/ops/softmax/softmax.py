@@ -2,12 +2,14 @@
 
     yⱼ = e^(xⱼ/T) / Σₖ e^(xₖ/T)
 
-T is the temperature. xₖ reaches yⱼ by its own term and, through the sum, by all: ∂yⱼ/∂xₖ = yⱼ (δⱼₖ - yₖ) / T. Over the paths
+T is the temperature. xₖ reaches yₖ by its own term and, through the sum, every yⱼ: ∂yⱼ/∂xₖ = yⱼ (δⱼₖ - yₖ) / T. The
+paths add up to
 
     dx = y · (dy - Σ y · dy) / T
 
-Where the mask is False, y is 0 and dx is 0: the entry takes no part. A row of which no entry does, all masked or all -∞,
-has y = 0 as well. Saved: y alone.
+Where the mask is False the entry takes no part: y and dx are 0. So they are in a row of which no entry takes part, all
+masked or all -∞.
+Saved: y alone.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ class Residuals(NamedTuple):
 def softmax(*, axis: int | tuple[int, ...] | None = -1, temperature: float = 1.0, mask: bool = False):
     """x [...] → y [...], which sums to 1 over the axis, or axes, or None for all.
 
-    `mask=True` takes (x, mask): booleans that broadcast to x, True where x takes part. Raises InputError for a mask that
-    does not. Derivation: the module.
+    `mask=True` takes (x, mask): booleans that broadcast to x, True where x takes part. Raises InputError for a mask
+    that does not. Derivation: the module.
     """
     want_options("softmax", axis, temperature, mask)
 

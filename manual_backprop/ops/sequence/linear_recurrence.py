@@ -1,0 +1,133 @@
+"""A linear recurrence along time, each entry on its own: the state of a diagonal linear net.
+
+    hₜ = aₜ hₜ₋₁ + xₜ
+
+hₜ reaches C where it leaves, with cotangent dyₜ, and by the next step. So its whole cotangent g is the same recurrence,
+backwards in time and with a shifted by one step:
+
+    gₜ = dyₜ + aₜ₊₁ gₜ₊₁,    dx = g,    da = gₜ hₜ₋₁,    dh₀ = a₁ g₁
+
+(h₀ = 0 unless it is an argument. Complex numbers likewise, without conjugation: JAX's cotangents are those of a
+complex-linear map.)
+
+The composition of two steps is a step, (a, x) then (a′, x′) = (a′ a, a′ x + x′), and composition is associative: a
+machine with many processors needs log₂ of the length many rounds. On a CPU one step after the other is faster, and
+needs no room for partial products.
+
+Source: Blelloch 1990, "Prefix sums and their applications", § 1.4; as layers, Martin & Cundy 2018, arXiv:1709.04057.
+Saved: a and h, which is the output. x is not needed.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from manual_backprop.contract import InputError, op
+from manual_backprop.ops.arrays import Spec, spec, sum_to, want_axes, want_shape, wide_dtype
+from manual_backprop.ops.sequence.through_time import before
+
+
+class Residuals(NamedTuple):
+    a: jax.Array  # broadcasts to x
+    x: Spec  # [time, ...]
+    h: jax.Array | None  # [...], with `initial`
+    hs: jax.Array  # [time, ...]
+
+
+@op
+def linear_recurrence(*, axis: int = 0, reverse: bool = False, initial: bool = False):
+    """hₜ = aₜ hₜ₋₁ + xₜ: a, which broadcasts to x's shape, and x [time, ...] → all h [time, ...].
+
+    gₜ = dyₜ + aₜ₊₁ gₜ₊₁, dx = g, da = gₜ hₜ₋₁.  Saved: a and all h.  (Blelloch 1990.)
+    axis: that of time.  reverse: from the last step to the first.  initial: takes (a, x, h), h the state before the
+    first step, of x's shape without time; else that is zero. Real or complex, in at least float32 inside.
+    Raises InputError for shapes that do not fit. Derivation: the module.
+    """
+
+    def forward(a, x, h):
+        check(a, x, h, axis)
+        dtype = jnp.result_type(a, x) if h is None else jnp.result_type(a, x, h)
+        start = jnp.zeros((), dtype) if h is None else h
+        hs = recurrence(*(time_first(v, x.shape, axis, dtype) for v in (a, x)), start, reverse)
+        hs = jnp.moveaxis(hs.astype(dtype), 0, axis)
+        return hs, Residuals(a, spec(x), h, hs)
+
+    def backward(residuals, dy):
+        a, x, h, hs = residuals
+        a_, hs, dy = (time_first(v, hs.shape, axis, hs.dtype) for v in (a, hs, dy))
+        zero = jnp.zeros(hs.shape[1:], hs.dtype)
+        g = recurrence(before(zero, a_, not reverse), dy, zero, not reverse)
+        da = g * before(zero if h is None else h.astype(hs.dtype), hs, reverse)
+        da = sum_to(jnp.moveaxis(da, 0, axis), a.shape)
+        dx = jnp.moveaxis(g, 0, axis)
+        if h is None:
+            return like(da, a), like(dx, x)
+        first = slice(-1, None) if reverse else slice(0, 1)
+        dh = jnp.sum(a_[first] * g[first], 0)  # of one step, or of none
+        return like(da, a), like(dx, x), like(dh, h)
+
+    def forward_from_zero(a, x):
+        return forward(a, x, None)
+
+    return (forward if initial else forward_from_zero), backward
+
+
+def recurrence(a, x, h, reverse: bool) -> jax.Array:
+    """All h, from a and x [time, ...] of one shape and dtype."""
+    h = jnp.broadcast_to(h, x.shape[1:]).astype(x.dtype)
+    return lax.platform_dependent(
+        a, x, h, cpu=partial(by_steps, reverse=reverse), default=partial(in_rounds, reverse=reverse)
+    )
+
+
+def by_steps(a, x, h, reverse: bool) -> jax.Array:
+    def step(h, here):
+        a, x = here
+        h = a * h + x
+        return h, h
+
+    return lax.scan(step, h, (a, x), reverse=reverse)[1]
+
+
+def in_rounds(a, x, h, reverse: bool) -> jax.Array:
+    def then(left, right):
+        (a, x), (b, y) = left, right
+        return a * b, b * x + y
+
+    first = before(h, jnp.zeros_like(x), reverse)  # h beside the first step, zero beside the others
+    return lax.associative_scan(then, (a, a * first + x), reverse=reverse)[1]
+
+
+def time_first(v, shape: tuple[int, ...], axis: int, dtype) -> jax.Array:
+    return jnp.moveaxis(jnp.broadcast_to(v, shape), axis, 0).astype(wide_dtype(dtype))
+
+
+def like(d, argument) -> jax.Array:
+    """The cotangent in its argument's dtype: of a real argument, the real part."""
+    real = jnp.issubdtype(argument.dtype, jnp.floating)
+    return (d.real if real else d).astype(argument.dtype)
+
+
+def check(a, x, h, axis: int) -> None:
+    for name, value in (("a", a), ("x", x), ("h", h)):
+        if value is not None and not jnp.issubdtype(value.dtype, jnp.inexact):
+            raise InputError(
+                f"linear_recurrence: {name} is {value.dtype}; wants floating point: convert it with .astype"
+            )
+    if x.ndim == 0:
+        raise InputError("linear_recurrence: x has shape (); wants an axis of time")
+    (time,) = want_axes("linear_recurrence", axis, x.ndim)
+    if not broadcasts(a.shape, x.shape):
+        raise InputError(f"linear_recurrence: a has shape {a.shape}, x {x.shape}; a must broadcast to {x.shape}")
+    if h is not None:
+        want_shape("linear_recurrence", x.shape[:time] + x.shape[time + 1 :], "x's without time", h=h)
+
+
+def broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    extra = len(to) - len(shape)
+    return extra >= 0 and all(size in (1, wanted) for size, wanted in zip(shape, to[extra:], strict=True))
