@@ -1,5 +1,6 @@
 """Eight CPU devices for every test, so that sharding is tested where there is no accelerator; `--family`."""
 
+import itertools
 import os
 from pathlib import Path
 
@@ -12,6 +13,15 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+finished = itertools.count(1)
+
+
+def pytest_runtest_teardown():
+    """Thousands of compiled programs do not fit into memory; those that are needed again come back from the disk."""
+    if next(finished) % 40 == 0:
+        jax.clear_caches()
 
 
 def pytest_addoption(parser):

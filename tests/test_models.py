@@ -1,5 +1,7 @@
 """Whole models against flax: the same parameters, every gradient in float64, and ten steps of optax."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 
 import manual_backprop as mb
 from cases import integer_cross_entropy, random_like, squared_error
+from cases.activations import REFERENCES
 from manual_backprop.layers import Apply, Dense
 
 
@@ -16,38 +19,37 @@ class FlaxNetwork(nn.Module):
     """Dense layers with an activation after each but the last, and `last` after that."""
 
     sizes: tuple
-    activation: str
-    last: str | None = None
+    activation: Callable
+    last: Callable | None = None
 
     @nn.compact
     def __call__(self, x):
         for size in self.sizes[:-1]:
-            x = getattr(nn, self.activation)(nn.Dense(size)(x))
+            x = self.activation(nn.Dense(size)(x))
         x = nn.Dense(self.sizes[-1])(x)
-        return getattr(nn, self.last)(x) if self.last else x
+        return self.last(x) if self.last else x
 
 
 def rows():
     """Our model, flax's, the cost by hand, its reference, and the batch."""
     rng = np.random.default_rng(0)
     x, t, labels = rng.standard_normal((7, 5)), rng.uniform(size=(7, 3)), jnp.asarray(rng.integers(0, 3, 7))
-    for activation in mb.ops.ACTIVATIONS:
-        f = mb.ops.ACTIVATIONS[activation]()
-        model = mb.models.mlp(13, 11, 3, activation=f)
-        yield f"mlp {activation}", model, FlaxNetwork((13, 11, 3), activation), "cross entropy", (x, labels)
+    for name, activation in mb.ops.ACTIVATIONS.items():
+        model = mb.models.mlp(13, 11, 3, activation=activation())
+        yield f"mlp {name}", model, FlaxNetwork((13, 11, 3), REFERENCES[name]), "cross entropy", (x, labels)
     sigmoid = mb.ops.sigmoid()
     yield (
         "mlp 16-16",
         mb.models.mlp(16, 16, 3, last=sigmoid),
-        FlaxNetwork((16, 16, 3), "sigmoid", "sigmoid"),
+        FlaxNetwork((16, 16, 3), nn.sigmoid, nn.sigmoid),
         "squares",
         (x, t),
     )
-    yield "chain", mb.models.chain(), FlaxNetwork((1, 1, 1), "sigmoid", "sigmoid"), "squares", (x[:, :1], t[:, :1])
+    yield "chain", mb.models.chain(), FlaxNetwork((1, 1, 1), nn.sigmoid, nn.sigmoid), "squares", (x[:, :1], t[:, :1])
     yield (
         "chain of 5, tanh",
         mb.models.chain(5, mb.ops.tanh()),
-        FlaxNetwork((1,) * 5, "tanh", "tanh"),
+        FlaxNetwork((1,) * 5, nn.tanh, nn.tanh),
         "squares",
         (x[:, :1], t[:, :1]),
     )

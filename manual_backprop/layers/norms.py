@@ -23,7 +23,7 @@ def scale_and_bias(layer, key, x, axes: int = 1) -> dict:
 
 @dataclass(frozen=True, repr=False)
 class LayerNorm(OpLayer):
-    """Layer normalisation over the last axes of x [..., *d], with scale [*d] and bias [*d]. The op: `ops.layer_norm`."""
+    """Layer normalisation over the last axes of x [..., *d], with scale and bias [*d]. The op: `ops.layer_norm`."""
 
     eps: float = 1e-5
     trailing_axes: int = 1
@@ -56,7 +56,7 @@ class RMSNorm(OpLayer):
 
 @dataclass(frozen=True, repr=False)
 class GroupNorm(OpLayer):
-    """Group normalisation of x [batch, *positions, channels], with scale and bias [channels]. `ops.group_norm`."""
+    """Group normalisation of x [batch, *positions, channels], scale and bias [channels]: `ops.group_norm`."""
 
     groups: int = 32
     eps: float = 1e-5
@@ -73,7 +73,7 @@ class GroupNorm(OpLayer):
 
 @dataclass(frozen=True, repr=False)
 class InstanceNorm(OpLayer):
-    """Instance normalisation of x [batch, *positions, channels], with scale and bias [channels]. `ops.instance_norm`."""
+    """Instance normalisation of x [batch, *positions, channels], scale and bias [channels]: `ops.instance_norm`."""
 
     eps: float = 1e-5
     scale: bool = True
@@ -113,7 +113,7 @@ class BatchNorm(OpLayer):
         return scale_and_bias(self, key, x)
 
     def init(self, key, x):
-        params, state = super().init(key, x)
+        params = self.parameters(key, x)
         shape, dtype = x.shape[-1:], wide_dtype(x.dtype)
         return params, {"mean": jnp.zeros(shape, dtype), "variance": jnp.ones(shape, dtype)}
 

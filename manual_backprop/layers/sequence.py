@@ -37,7 +37,7 @@ class _Recurrent(OpLayer):
         object.__setattr__(self, "hidden", want_count(f"{type(self).__name__}: hidden", self.hidden))
 
     def parameters(self, key, x):
-        shape, dtype = vectors(type(self).__name__, x)
+        shape, dtype = self._sequence(x)
         wx_key, b_key, *wh_keys = jax.random.split(key, 2 + self.gates)
         square = self.hidden, self.hidden
         wh = [self.wh_init(wh_key, square, wide_dtype(dtype)) for wh_key in wh_keys]  # one a gate
@@ -47,15 +47,20 @@ class _Recurrent(OpLayer):
             "b": self.b_init(b_key, (self.gates * self.hidden,), dtype),
         }
 
-    def _arguments(self, params, x) -> tuple:
-        """x and the states before it."""
+    def _sequence(self, x) -> tuple:
+        """The shape and dtype of x, which has an axis of time."""
         name = type(self).__name__
         shape, dtype = vectors(name, x)
         if len(shape) < 2:
             raise InputError(f"{name}: x has shape {shape}; wants [..., time, in]")
-        (time,) = want_axes(name, self.axis, len(shape))
+        return shape, dtype
+
+    def _arguments(self, params, x) -> tuple:
+        """x and the states before it."""
+        shape, dtype = self._sequence(x)
+        (time,) = want_axes(type(self).__name__, self.axis, len(shape))
         batch = shape[:time] + shape[time + 1 : -1]
-        return x, *[jnp.zeros((*batch, self.hidden), dtype)] * self.states
+        return x, *[jnp.zeros_like(x, dtype, (*batch, self.hidden))] * self.states
 
     def run(self, params, x):
         (hs, _), residuals = super().run(params, x)
@@ -65,7 +70,7 @@ class _Recurrent(OpLayer):
         return super().apply(params, state, x)[0]
 
     def backward(self, params, residuals, dy):
-        last = jnp.zeros((*dy.shape[: self.axis % dy.ndim], *dy.shape[self.axis % dy.ndim + 1 :]), dy.dtype)
+        last = jnp.zeros_like(residuals.h)  # nothing comes by the final state
         dparams, dx = super().backward(params, residuals, (dy, last if self.states == 1 else (last,) * self.states))
         return dparams, dx[0]
 

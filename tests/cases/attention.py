@@ -67,7 +67,7 @@ def formula(allowed: Callable = band, scale=None, softcap=None, lse=False, keep:
 
 
 def keep_all(probability: float) -> Callable:
-    return lambda key, shape: jax.random.bernoulli(key, probability, shape) / probability
+    return lambda key, shape: jax.random.bernoulli(key, jnp.float32(probability), shape) / probability
 
 
 def keep_by_chunk(probability: float, chunk: int, keys: Callable) -> Callable:
@@ -78,7 +78,7 @@ def keep_by_chunk(probability: float, chunk: int, keys: Callable) -> Callable:
         parts = []
         for c in range(-(-T // chunk)):
             size = (*leading, min(chunk, T - c * chunk), keys(c))
-            part = jax.random.bernoulli(jax.random.fold_in(key, c), probability, size)
+            part = jax.random.bernoulli(jax.random.fold_in(key, c), jnp.float32(probability), size)
             parts.append(jnp.pad(part, [(0, 0)] * (len(shape) - 1) + [(0, S - keys(c))]))
         return jnp.concatenate(parts, -2) / probability
 
@@ -247,10 +247,163 @@ OPS = [
 
 LAYERS: list[Case] = []
 
-EXTREMES: list[Case] = []
 
-EMPTY: list[Case] = []
+def far(rng):
+    """Scores of ±1e4, and a key that wins by as much."""
+    q, k = rng.choice([-1.0, 1.0], (2, 5, 3, 4)), rng.choice([-1.0, 1.0], (2, 7, 3, 4))
+    return 50 * q, 50 * k, rng.standard_normal((2, 7, 3, 2))
 
-drawn = None
 
-MISTAKES: dict = {}
+def masked(mask) -> Draw:
+    return lambda rng: (*normal(*qkv(5, 7, 3, 3, 2, (2,)))(rng), np.broadcast_to(mask, (5, 7)))
+
+
+def identical_keys(rng):
+    q, k, v = normal(*SHAPES)(rng)
+    return q, np.repeat(k[:, :1], 7, 1), v
+
+
+def infinite_bias(rng):
+    """A whole row, and half of the others."""
+    bias = rng.standard_normal((3, 5, 7))
+    bias[:, 2], bias[:, :, 1::2] = -np.inf, -np.inf
+    return *normal(*qkv(5, 7, 3, 3, 2, (2,)))(rng), bias
+
+
+def with_infinite_bias(q, k, v, bias):
+    return formula()(q, k, v, bias > -jnp.inf, jnp.where(bias > -jnp.inf, bias, 0))
+
+
+SOME_ROWS = np.array([True, False, True, False, False])[:, None]
+# Judged in every precision: finite where the truth is, and right.
+EXTREMES: list[Case] = [
+    Case(f"{unit.name}, {name}", unit, reference, draw)
+    for make in (ATTENTION, lambda **options: CHUNKED(chunk=2, **options))
+    for name, unit, reference, draw in (
+        ("scores of 1e4", make(scale=1.0), formula(scale=1.0), far),
+        ("scores of 1e4, capped", make(scale=1.0, softcap=2.0), formula(scale=1.0, softcap=2.0), far),
+        ("rows masked", make(mask=True, lse=True), formula(lse=True), masked(SOME_ROWS)),
+        ("all masked", make(mask=True, lse=True), formula(lse=True), masked(False)),
+        ("rows before the first key", make(causal=True, align="bottom_right"), formula(causal_from_the_end), normal(*qkv(7, 3, 2, 2, 5))),
+        ("no key in the window", make(window=1), formula(lambda T, S: band(T, S, -1, 1)), normal(*qkv(11, 3, 2, 2, 5))),
+        ("identical keys", make(), formula(), identical_keys),
+        ("an infinite bias", make(bias=True), with_infinite_bias, infinite_bias),
+    )
+] + [
+    Case(
+        "rotary_embedding, far positions",
+        mb.ops.rotary_embedding(),
+        lambda x, positions: rotated(10000.0, x, positions),
+        exactly(np.full((3, 1, 2), 1e4), np.array([0, -7, 4099], np.int32)),
+    ),
+    Case("alibi, large scores", mb.ops.alibi(), biased, exactly(np.full((2, 3, 5), -1e4))),
+]  # fmt: skip
+
+# No examples: cotangents of the right shapes, zeros where a sum has no terms.
+EMPTY: list[Case] = [
+    Case("attention, no examples", ATTENTION(bias=True), lambda q, k, v, b: formula()(q, k, v, bias=b), further(*qkv(5, 7, 3, 3, 5, (0,)), bias=(3, 1, 7))),
+    Case("attention, no queries", ATTENTION(causal=True), formula(causal), normal(*qkv(0, 7, 3, 3, 5, (2,)))),
+    Case("chunked_attention, no examples", CHUNKED(chunk=2, causal=True), formula(causal), normal(*qkv(5, 7, 3, 3, 5, (0,)))),
+    Case("chunked_attention, no queries", CHUNKED(), formula(), normal(*qkv(0, 7, 3, 3, 5, (2,)))),
+    Case("rotary_embedding, no examples", mb.ops.rotary_embedding(), OPS[-5].reference, with_positions((0, 5, 3, 6))),
+    Case("alibi, no examples", mb.ops.alibi(), biased, normal((0, 4, 5, 7))),
+]  # fmt: skip
+
+
+@st.composite
+def drawn(draw) -> Case:
+    """Plain or chunked attention, its options and its shapes; or a rotation."""
+    T, S, K, G, H, Hv = (draw(st.integers(1, n)) for n in (9, 9, 2, 3, 3, 3))
+    leading = tuple(draw(st.lists(st.integers(1, 3), max_size=2)))
+    if draw(st.integers(0, 7)) == 0:
+        draws = with_positions((*leading, T, K, 2 * H))
+        return Case("rotary_embedding", mb.ops.rotary_embedding(interleaved=True), turned(10000.0, 2 * H), draws)
+    options = {
+        "causal": draw(st.booleans()),
+        "window": draw(st.sampled_from([None, 0, 2, (3, 1), (0, 4)])),
+        "align": draw(st.sampled_from(["top_left", "bottom_right"])),
+        "softcap": draw(st.sampled_from([None, 0.7])),
+        "scale": draw(st.sampled_from([None, -0.3])),
+        "lse": draw(st.booleans()),
+    }
+    left, right = options["window"] if isinstance(options["window"], tuple) else (options["window"],) * 2
+    offset = S - T if options["align"] == "bottom_right" else 0
+    low = -math.inf if left is None else offset - left
+    high = offset if options["causal"] else math.inf if right is None else offset + right
+    # A row without a key has lse = -∞, whose cotangent is nothing: the reference says so too.
+    names = draw(st.lists(st.sampled_from(["mask", "bias"]), unique=True).map(sorted))
+    whole = (*leading, K * G, T, S)
+    cut = draw(st.integers(0, len(leading)))
+    shapes = {name: tuple(draw(st.sampled_from([1, n])) for n in whole[cut:]) for name in names}
+    make = draw(st.sampled_from([ATTENTION, CHUNKED]))
+    if make is CHUNKED:
+        options["chunk"] = draw(st.integers(1, 5))
+    reference = formula(lambda T, S: band(T, S, low, high), options["scale"], options["softcap"], options["lse"])
+    return Case(
+        "attention",
+        make(**options, mask="mask" in names, bias="bias" in names),
+        lambda q, k, v, *rest: reference(q, k, v, **dict(zip(("mask", "bias"), in_order(names, rest), strict=True))),
+        further(*qkv(T, S, K * G, K, H, leading, Hv), **shapes),
+    )
+
+
+def in_order(names: list[str], rest: tuple) -> tuple:
+    given = dict(zip([name for name in ("mask", "bias") if name in names], rest, strict=True))
+    return given.get("mask", True), given.get("bias", 0.0)
+
+
+Q, KV = jnp.ones((2, 5, 6, 3)), jnp.ones((2, 7, 2, 3))
+KEY = jax.random.key(0)
+POSITIONS = jnp.arange(5)
+# What a user gets wrong, and the part of the one line that says so.
+MISTAKES: dict = {
+    "heads that do not divide": (
+        lambda: ATTENTION()(Q, KV[:, :, [0, 1, 0, 1]], KV[:, :, [0, 1, 0, 1]]),
+        "attention: q has 6 heads, k and v 4; the query heads must be a multiple of the key heads",
+    ),
+    "head sizes that differ": (
+        lambda: ATTENTION()(Q, KV[..., :2], KV),
+        "attention: q has shape (2, 5, 6, 3), k (2, 7, 2, 2); k must be [2, keys, heads, 3]",
+    ),
+    "batches that differ": (lambda: CHUNKED()(Q, KV[:1], KV[:1]), "chunked_attention: q has shape (2, 5, 6, 3), k (1, 7, 2, 3)"),
+    "keys without values": (
+        lambda: ATTENTION()(Q, KV, KV[:, :6]),
+        "attention: k has shape (2, 7, 2, 3), v (2, 6, 2, 3); v must be [2, 7, 2, head size]",
+    ),
+    "queries without heads": (lambda: ATTENTION()(Q[0, 0], KV, KV), "q has shape (6, 3); wants [..., length, heads, head size]"),
+    "integer queries": (lambda: ATTENTION()(Q.astype(int), KV, KV), "attention: q is int32; wants floating point"),
+    "dropout without a key": (
+        lambda: ATTENTION(keep_probability=0.5)(Q, KV, KV),
+        "attention: got 3 arguments; wants q, k, v, key, by its options",
+    ),
+    "a key without dropout": (lambda: CHUNKED()(Q, KV, KV, KEY), "chunked_attention: got 4 arguments; wants q, k, v, by its options"),
+    "a number for a key": (lambda: ATTENTION(keep_probability=0.5)(Q, KV, KV, 3), "key is int32[]; wants a key, such as jax.random.key(0)"),
+    "a mask of numbers": (lambda: ATTENTION(mask=True)(Q, KV, KV, jnp.ones((5, 7))), "attention: mask is float32; wants bool"),
+    "a bias of integers": (lambda: ATTENTION(bias=True)(Q, KV, KV, jnp.ones((5, 7), int)), "attention: bias is int32; wants floating point"),
+    "a mask of another length": (
+        lambda: ATTENTION(mask=True)(Q, KV, KV, jnp.ones((5, 6), bool)),
+        "attention: mask has shape (5, 6); must broadcast to (2, 6, 5, 7): [..., heads, T, S]",
+    ),
+    "a bias with an axis too many": (lambda: CHUNKED(bias=True)(Q, KV, KV, jnp.ones((1, 1, 1, 5, 7))), "bias has shape (1, 1, 1, 5, 7)"),
+    "a negative window": (lambda: ATTENTION(window=(2, -1)), "attention: window is (2, -1); wants a number of positions, at least 0"),
+    "a window of three": (lambda: ATTENTION(window=(2, 1, 0)), "attention: window is (2, 1, 0); wants"),
+    "an unknown alignment": (lambda: ATTENTION(align="left"), "attention: align is 'left'; wants 'top_left' or 'bottom_right'"),
+    "a chunk of nothing": (lambda: CHUNKED(chunk=0), "chunked_attention: chunk is 0; wants a whole number, at least 1"),
+    "nothing kept": (lambda: CHUNKED(keep_probability=0.0), "chunked_attention: keep_probability is 0.0; wants above 0, at most 1"),
+    "more than all kept": (lambda: ATTENTION(keep_probability=1.5), "attention: keep_probability is 1.5; wants above 0, at most 1"),
+    "a cap of zero": (lambda: ATTENTION(softcap=0.0), "attention: softcap is 0.0; wants a number above 0, or None"),
+    "an odd head to turn": (
+        lambda: mb.ops.rotary_embedding()(Q, POSITIONS),
+        "rotary_embedding: 1.0 of a head size of 3 is 3 entries to turn; wants an even number, at least 2",
+    ),
+    "positions that are no integers": (lambda: mb.ops.rotary_embedding()(Q[..., :2], jnp.ones(5)), "positions are float32; wants integers"),
+    "positions of another length": (
+        lambda: mb.ops.rotary_embedding()(Q[..., :2], jnp.arange(4)),
+        "rotary_embedding: x has shape (2, 5, 6, 2), positions (4,); positions must broadcast to (2, 5)",
+    ),
+    "a vector to turn": (lambda: mb.ops.rotary_embedding()(jnp.ones(4), 1), "x has shape (4,); wants [..., length, heads, head size]"),
+    "a base of zero": (lambda: mb.ops.rotary_embedding(base=0), "rotary_embedding: base is 0; wants a number above 0"),
+    "more than all of a head": (lambda: mb.ops.rotary_embedding(fraction=1.2), "rotary_embedding: fraction is 1.2; wants above 0, at most 1"),
+    "scores without heads": (lambda: mb.ops.alibi()(jnp.ones((5, 7))), "alibi: x has shape (5, 7); wants scores [..., heads, queries, keys]"),
+    "integer scores": (lambda: mb.ops.alibi()(jnp.ones((2, 5, 7), int)), "alibi: x is int32; wants floating point"),
+}  # fmt: skip

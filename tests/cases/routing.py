@@ -233,7 +233,7 @@ MISTAKES: dict = {
     ),
     "depth without examples": (
         lambda: mb.ops.stochastic_depth(keep_probability=0.9)(1.0, KEY),
-        "stochastic_depth: x has shape (); wants [examples, ...]",
+        "stochastic_depth: x has shape (); wants at least one axis",
     ),
     "no step": (
         lambda: mb.ops.straight_through_round(step=0),

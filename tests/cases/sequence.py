@@ -63,7 +63,7 @@ def flax_layer(op: str, states: int = 1, **options) -> Callable:
 
     def reference(p, x):
         zero = jnp.zeros((*x.shape[:-2], p["wh"].shape[0]), x.dtype)
-        return function(x, *[zero] * states, *p.values())[0]
+        return function(x, *[zero] * states, *(p[name] for name in ("wx", "wh", "b", "bh") if name in p))[0]
 
     return reference
 
@@ -90,7 +90,7 @@ def of_parts(function: Callable) -> Callable:
     """A function of complex numbers as one of their real and imaginary parts."""
 
     def on_parts(a, x, b, y):
-        h = function(lax.complex(a, x), lax.complex(b, y))
+        h = function(a + 1j * x, b + 1j * y)
         return h.real, h.imag
 
     return on_parts

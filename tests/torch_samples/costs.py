@@ -1,4 +1,4 @@
-"""Costs."""
+"""Costs. There is none for nll_loss, which takes logarithms of what need not be probabilities."""
 
 from __future__ import annotations
 
@@ -41,9 +41,7 @@ def nn_functional_binary_cross_entropy_with_logits(input, target, weight=None, r
     return cost / input.size if reduction == "mean" else cost
 
 
-def nn_functional_cross_entropy(
-    input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0
-):
+def nn_functional_cross_entropy(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     rows = target.shape == input.shape
     classes = 0 if input.ndim == 1 else 1
     op = mb.ops.softmax_cross_entropy(
@@ -54,10 +52,6 @@ def nn_functional_cross_entropy(
     )
     labels = jnp.moveaxis(target, classes, -1) if rows else target
     return op(jnp.moveaxis(input, classes, -1), labels, *(() if weight is None else (weight,)))
-
-
-def nn_functional_nll_loss(input, target, weight=None, ignore_index=-100, reduction="mean"):
-    raise Skip("its input is already a logarithm of probabilities: softmax_cross_entropy takes logits")
 
 
 def nn_functional_linear_cross_entropy(
@@ -72,25 +66,29 @@ def nn_functional_linear_cross_entropy(
     label_smoothing=0.0,
     options=None,
 ):
-    """A bias is one more column of the weight. What holds a row for each token is no use of the fused head."""
+    """A bias is one more column of the weight; classes with places of their own are so many heads."""
     classes, *places, _ = linear_weight.shape
+    if target.shape == (*input.shape[:-1], classes, *places):
+        raise Skip("rows for labels are as large as the logits, which the fused head is to avoid")
     if linear_bias is not None:
         input = jnp.concatenate([input, jnp.ones((*input.shape[:-1], 1))], -1)
         linear_weight = jnp.concatenate([linear_weight, linear_bias[..., None]], -1)
-    if target.shape == (*input.shape[:-1], classes, *places):
-        logits = jnp.einsum("...d,k...d->...k" if not places else "nd,kpd->npk", input, flat(linear_weight))
-        labels = jnp.moveaxis(target.reshape(*input.shape[:-1], classes, *(-1,) * bool(places)), input.ndim - 1, -1)
-        raise Skip("rows of labels, as large as the logits that the fused head avoids")
-    tokens_weigh = None if weight is None else weight[target]
     op = mb.ops.linear_cross_entropy(
-        gradients="backward" if reduction == "none" or places else "forward",
+        gradients="backward" if places or reduction == "none" else "forward",
         chunk=3 if options is None else options.batch_chunk_size,
-        ignored=ignore_index,
+        ignored=-100 if ignore_index is None else ignore_index,
         label_smoothing=label_smoothing,
         weights=weight is not None,
-        reduction=reduction,
+        reduction="none" if places else reduction,
     )
-    return op(input, linear_weight, target)
+    weights = () if weight is None else (weight[target],)
+    if not places:
+        return op(input, linear_weight, target, *weights)
+    heads = linear_weight.reshape(classes, -1, input.shape[-1])
+    of_each = [x.reshape(input.shape[0], -1) for x in (target, *weights)]
+    cost = jax.vmap(op, (None, 1) + (1,) * len(of_each), 1)(input, heads, *of_each).reshape(target.shape)
+    whole = jnp.sum(jnp.where(target == ignore_index, 0, *weights or (1,)))
+    return {"none": cost, "sum": jnp.sum(cost), "mean": jnp.sum(cost) / whole}[reduction]
 
 
 def nn_functional_kl_div(input, target, reduction="mean", log_target=False):

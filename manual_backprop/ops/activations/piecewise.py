@@ -15,14 +15,14 @@ from manual_backprop.ops.arrays import want_float, wide
 
 @op
 def relu():
-    """y = max(x, 0);  dx = dy where y > 0, else 0.  Saved: y > 0, one byte a number.  (Nair & Hinton 2010.)"""
-    return from_mask("relu", lambda x: jnp.maximum(x, 0), lambda x, y: y > 0)
+    """y = max(x, 0);  dx = dy where x > 0, else 0.  Saved: that, one byte a number.  (Nair & Hinton 2010.)"""
+    return from_mask("relu", lambda x: jnp.maximum(x, 0), lambda x: x > 0)
 
 
 @op
 def relu6():
-    """y = min(max(x, 0), 6);  dx = dy where 0 < y < 6, else 0.  Saved: that, one byte a number.  (Krizhevsky 2010.)"""
-    return from_mask("relu6", lambda x: jnp.clip(x, 0, 6), lambda x, y: (y > 0) & (y < 6))
+    """y = min(max(x, 0), 6);  dx = dy where 0 < x < 6, else 0.  Saved: that, one byte a number.  (Krizhevsky 2010.)"""
+    return from_mask("relu6", lambda x: jnp.clip(x, 0, 6), lambda x: (x > 0) & (x < 6))
 
 
 @op
@@ -61,7 +61,7 @@ def hard_sigmoid():
 
     (Howard et al. 2019, arXiv:1905.02244.)
     """
-    return from_mask("hard_sigmoid", hard_gate, lambda x, y: is_between(x), slope=1 / 6)
+    return from_mask("hard_sigmoid", hard_gate, is_between, slope=1 / 6)
 
 
 @op
@@ -82,7 +82,6 @@ def hard_gate(x):
 
 
 def is_between(x):
-    x = wide(x)
     return (x + 3 > 0) & (x + 3 < 6)
 
 
@@ -94,7 +93,7 @@ def hard_tanh(*, low: float = -1.0, high: float = 1.0):
     """
     if not low <= high:
         raise InputError(f"hard_tanh: low is {low}, high {high}; wants low ≤ high")
-    return from_mask("hard_tanh", lambda x: jnp.clip(x, low, high), lambda x, y: (low <= x) & (x <= high))
+    return from_mask("hard_tanh", lambda x: jnp.clip(x, low, high), lambda x: (low <= x) & (x <= high))
 
 
 @op
@@ -103,9 +102,7 @@ def hardshrink(*, threshold: float = 0.5):
 
     (Donoho & Johnstone 1994, "Ideal spatial adaptation by wavelet shrinkage".)
     """
-    return from_mask(
-        "hardshrink", lambda x: jnp.where(jnp.abs(x) > threshold, x, 0), lambda x, y: jnp.abs(x) > threshold
-    )
+    return from_mask("hardshrink", lambda x: jnp.where(jnp.abs(x) > threshold, x, 0), lambda x: jnp.abs(x) > threshold)
 
 
 @op
@@ -116,9 +113,7 @@ def softshrink(*, threshold: float = 0.5):
     """
     if not threshold >= 0:
         raise InputError(f"softshrink: threshold is {threshold}; wants a number, at least 0")
-    return from_mask(
-        "softshrink", lambda x: x - jnp.clip(x, -threshold, threshold), lambda x, y: jnp.abs(x) > threshold
-    )
+    return from_mask("softshrink", lambda x: x - jnp.clip(x, -threshold, threshold), lambda x: jnp.abs(x) > threshold)
 
 
 @op
@@ -127,4 +122,4 @@ def threshold(*, threshold: float = 0.0, value: float = 0.0):
 
     (Konda, Memisevic & Krueger 2014, arXiv:1402.3337.)
     """
-    return from_mask("threshold", lambda x: jnp.where(x > threshold, x, value), lambda x, y: x > threshold)
+    return from_mask("threshold", lambda x: jnp.where(x > threshold, x, value), lambda x: x > threshold)

@@ -2,9 +2,10 @@
 
     y = x where x ≥ 0, else s x
 
-The slope s is one number, or one a feature; every x below 0 that it met is a path from s to C:
+The slope s is one number, or one a feature; every x below 0 that it met is a path from s to C. With g the part of dy where
+x is below 0, and 0 elsewhere,
 
-    dx = dy where x ≥ 0, else s dy,    ds = Σ dy · x where x < 0      (Σ over what s was broadcast along)
+    dx = (dy - g) + s g,    ds = Σ g x      (Σ over what s was broadcast along)
 
 Saved: the arguments, nothing new.
 """
@@ -34,14 +35,15 @@ def prelu():
 
     def forward(x, slope):
         check(x, slope)
-        y = jnp.where(x >= 0, wide(x), wide(slope) * wide(x))
+        y = jnp.where(x >= 0, wide(x), slope * wide(x))
         return y.astype(jnp.result_type(x, slope)), Residuals(x, slope)
 
     def backward(residuals, dy):
         x, slope = residuals
         dy = wide(dy)
-        dx = jnp.where(x >= 0, dy, wide(slope) * dy)
-        dslope = sum_to(jnp.where(x >= 0, 0, dy * wide(x)), slope.shape)
+        g = jnp.where(x >= 0, 0, dy)
+        dx = (dy - g) + slope * g
+        dslope = sum_to(g * x, slope.shape)
         return dx.astype(x.dtype), dslope.astype(slope.dtype)
 
     return forward, backward

@@ -58,12 +58,12 @@ def from_output(name: str, f: Callable, derivative: Callable):
 
 
 def from_mask(name: str, f: Callable, passes: Callable, slope: float = 1):
-    """dx = slope · dy where passes(x, y), else 0; one byte a number saved."""
+    """dx = slope · dy where passes(x), else 0; one byte a number saved."""
 
     def forward(x):
         want_float(name, x=x)
         y = f(wide(x)).astype(x.dtype)
-        return y, FromMask(passes(x, y))
+        return y, FromMask(passes(wide(x)))
 
     def backward(residuals, dy):
         dx = jnp.where(residuals.passes, slope * wide(dy), 0)

@@ -20,11 +20,11 @@ def sigmoid():
 
 @op
 def log_sigmoid():
-    """y = ln σ(x) = -softplus(-x);  dx = dy · σ(-x) = dy · (1 - eʸ).  Saved: y.
+    """y = ln σ(x) = -softplus(-x);  dx = dy · σ(-x).  Saved: x, as for softplus.
 
     (Mikolov, Sutskever, Chen, Corrado & Dean 2013, arXiv:1310.4546, eq. 4.)
     """
-    return from_output("log_sigmoid", lambda x: -log_1p_exp(-x), lambda y: -jnp.expm1(y))
+    return from_input("log_sigmoid", lambda x: -log_1p_exp(-x), lambda x: log_1p_exp_derivative(-x))
 
 
 @op
@@ -56,25 +56,33 @@ def softsign():
 
 @op
 def softplus(*, beta: float = 1.0, threshold: float | None = None):
-    """y = ln(1 + e^(βx)) / β;  dx = dy · σ(βx) = dy · (1 - e^(-βy)).  Saved: y.
+    """y = ln(1 + e^(βx)) / β;  dx = dy · σ(βx).  With a threshold, y = x and dx = dy where βx is above it.
 
-    With a threshold, y = x and dx = dy where βx is above it. Saved then: x, since y takes values twice.
+    Saved: x. (1 - e^(-βy) needs y alone, but costs another e; that of e^(-β|x|) is one with the forward pass's.)
     (Dugas, Bengio, Bélisle, Nadeau & Garcia 2001.)
     """
     want_positive("softplus", beta=beta)
-    curve = lambda x: log_1p_exp(beta * x) / beta
-    if threshold is None:
-        return from_output("softplus", curve, lambda y: -jnp.expm1(-beta * y))
-    return from_input(
-        "softplus",
-        lambda x: jnp.where(beta * x > threshold, x, curve(x)),
-        lambda x: jnp.where(beta * x > threshold, 1, lax.logistic(beta * x)),
-    )
+
+    def f(x):
+        y = log_1p_exp(beta * x) / beta
+        return y if threshold is None else jnp.where(beta * x > threshold, x, y)
+
+    def derivative(x):
+        s = log_1p_exp_derivative(beta * x)
+        return s if threshold is None else jnp.where(beta * x > threshold, 1, s)
+
+    return from_input("softplus", f, derivative)
 
 
 def log_1p_exp(x):
-    """ln(1 + eˣ) = max(x, 0) + ln(1 + e⁻|ˣ|), which cannot overflow."""
+    """ln(1 + eˣ) = max(x, 0) + ln(1 + u), where u = e⁻|ˣ| cannot overflow."""
     return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
+def log_1p_exp_derivative(x):
+    """σ(x) = 1 / (1 + u) where x ≥ 0, else u / (1 + u)."""
+    u = jnp.exp(-jnp.abs(x))
+    return jnp.where(x >= 0, 1, u) / (1 + u)
 
 
 @op

@@ -1,15 +1,15 @@
-"""Attention in chunks of queries: exact, its memory linear in the length (Rabe & Staats 2021, arXiv:2112.05682;
-Dao 2022, arXiv:2205.14135).
+"""Attention in chunks of queries: exact, its memory linear in the length (Rabe & Staats 2021, arXiv:2112.05682).
 
-The formulas are those of `dot_product.py`. A query needs no other query's probabilities, so they are made for a chunk of
-queries at a time, and made again in the backward pass from one number a query, lse:
+The formulas are those of `dot_product.py`. A query needs no other query's probabilities: they are made for a chunk of
+queries at a time, and in the backward pass made again, from two numbers a query (Dao 2022, arXiv:2205.14135):
 
-    pᵢⱼ = e^(sᵢⱼ - lseᵢ),    Dᵢ = Σⱼ pᵢⱼ dpᵢⱼ - dlseᵢ = Σ yᵢ · dyᵢ - dlseᵢ    (Σ over the entries of the head)
+    pᵢⱼ = e^(sᵢⱼ - mᵢ) / lᵢ,    mᵢ = maxⱼ sᵢⱼ,    lᵢ = Σⱼ e^(sᵢⱼ - mᵢ),    lseᵢ = mᵢ + ln lᵢ
+    Dᵢ = Σⱼ pᵢⱼ dpᵢⱼ - dlseᵢ = Σ yᵢ · dyᵢ - dlseᵢ    (Σ over the entries of the head)
 
     ds = p · (dp - D),    dq = scale · dz k, each chunk its own;
     dk = dzᵀ (scale · q),    dv = (p · m / keep)ᵀ dy,    summed over the chunks
 
-Saved: the arguments, y and lse.
+Saved: the arguments, y, m and l. (lse alone would do, but rounds at the size of s, and p with it.)
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from manual_backprop.ops.attention.chunks import (
 )
 from manual_backprop.ops.attention.scores import (
     Scoring,
+    exponentials,
     pairs,
     softmax_parts,
     swapped,
@@ -48,7 +49,8 @@ class Residuals(NamedTuple):
     bias: jax.Array | None
     key: jax.Array | None
     y: jax.Array  # [..., T, N, Hv]
-    lse: jax.Array  # [..., T, N]
+    m: jax.Array  # [..., T, N, 1]
+    l: jax.Array  # [..., T, N, 1]
 
 
 class Block(NamedTuple):
@@ -77,7 +79,7 @@ def chunked_attention(
     keep_probability: float = 1.0,
     lse: bool = False,
 ):
-    """`attention` with the probabilities of `chunk` queries in memory at a time; arguments, options, result are the same.
+    """`attention`, with the probabilities of `chunk` queries in memory at a time; all else is the same.
 
     Only dropout draws otherwise, by chunks too: of chunk c are kept `jax.random.bernoulli(jax.random.fold_in(key, c),
     keep_probability, [..., N, queries, keys])`, over the keys that the chunk's run reaches (`chunks.py`).
@@ -107,34 +109,31 @@ def chunked_attention(
         """x · m / keep."""
         return x if kept is None else jnp.where(kept, x / keep_probability, 0)
 
-    def forward(q, k, v, *further):
-        mask, bias, key = scoring.named(further)
-        scoring.check(q, k, v, mask, bias, key)
+    def forward(q, k, v, mask, bias, key):
         all_runs, block = blocks(q, k, v, mask, bias, key)
 
         def step(run, _, i):
             b = block(run, i)
-            e, l, lse_ = softmax_parts(b.s)
+            e, m, l = softmax_parts(b.s)
             y = to_queries(dropped(e, b.kept), b.v) / l
-            return (), (swapped(y).astype(jnp.result_type(q, k, v)), swapped(lse_))
+            return (), (swapped(y).astype(jnp.result_type(q, k, v)), swapped(m), swapped(l))
 
-        _, (y, lse_) = over_chunks(all_runs, step, ())
-        lse_ = lse_[..., 0]
-        return (y, lse_) if lse else y, Residuals(q, k, v, mask, bias, key, y, lse_)
+        _, (y, m, l) = over_chunks(all_runs, step, ())
+        residuals = Residuals(q, k, v, mask, bias, key, y, m, l)
+        return (y, (m + jnp.log(l))[..., 0]) if lse else y, residuals
 
     def backward(residuals, dy):
-        q, k, v, mask, bias, key, y, lse_ = residuals
+        q, k, v, mask, bias, key, y, m, l = residuals
         dy, dlse = dy if lse else (dy, None)
         D = jnp.sum(wide(y) * wide(dy), -1, keepdims=True)
         D = D if dlse is None else D - dlse[..., None]
-        lse_ = jnp.where(lse_ == -jnp.inf, 0, lse_)[..., None]  # p is 0 there, whatever lse is
         all_runs, block = blocks(q, k, v, mask, bias, key)
 
         def step(run, totals, i):
             dk, dv, dbias = totals
             b = block(run, i)
-            dy_, lse_i, D_ = (swapped(part(x, -3, i, run.rows)) for x in (dy, lse_, D))
-            p = jnp.exp(b.s - lse_i)
+            dy_, D_, m_, l_ = (swapped(part(x, -3, i, run.rows)) for x in (dy, D, m, l))
+            p = exponentials(b.s, m_) / l_
             dp = dropped(pairs(dy_, b.v), b.kept)
             ds = p * (dp - D_)
             dz = ds if b.t is None else ds * ((1 - b.t) * (1 + b.t))
@@ -150,4 +149,4 @@ def chunked_attention(
         dbias = None if bias is None else dbias.astype(bias.dtype)
         return scoring.cotangents(dq, swapped(dk).astype(k.dtype), swapped(dv).astype(v.dtype), dbias)
 
-    return forward, backward
+    return scoring.takes_them(forward), backward

@@ -100,4 +100,5 @@ def added_to_pairs(total, x, i, j) -> jax.Array:
     block = part_of_pairs(total, i, x.shape[-2], j, x.shape[-1])
     starts = {total.ndim - 2: i, total.ndim - 1: j}
     at = [0 if total.shape[axis] == block.shape[axis] else starts[axis] for axis in range(total.ndim)]
+    at = [jnp.asarray(start, jnp.int32) for start in at]
     return lax.dynamic_update_slice(total, block + sum_to(x, block.shape), at)

@@ -71,17 +71,16 @@ def attention(
     """
     scoring = Scoring("attention", causal, window, align, softcap, scale, mask, bias, keep_probability)
 
-    def forward(q, k, v, *further):
-        mask, bias, key = scoring.named(further)
-        scoring.check(q, k, v, mask, bias, key)
+    def forward(q, k, v, mask, bias, key):
         band = scoring.band(q.shape[-3], k.shape[-3])
         s, _ = scoring.scores(swapped(wide(q) * scoring.factor(q.shape[-1])), swapped(k), mask, bias, 0, 0, band)
-        e, l, lse_ = softmax_parts(s)
+        e, m, l = softmax_parts(s)
         p = e / l
         if scoring.dropping:
             p = jnp.where(scoring.keep(key, p.shape), p, -p)
         y = swapped(to_queries(kept(p), swapped(v))).astype(jnp.result_type(q, k, v))
-        return (y, swapped(lse_)[..., 0]) if lse else y, Residuals(q, k, v, bias if bias is None else spec(bias), p)
+        y = (y, swapped(m + jnp.log(l))[..., 0]) if lse else y
+        return y, Residuals(q, k, v, bias if bias is None else spec(bias), p)
 
     def backward(residuals, dy):
         q, k, v, bias, p = residuals
@@ -107,4 +106,4 @@ def attention(
         """p · m / keep."""
         return jnp.maximum(p, 0) / keep_probability if scoring.dropping else p
 
-    return forward, backward
+    return scoring.takes_them(forward), backward

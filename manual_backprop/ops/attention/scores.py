@@ -1,9 +1,9 @@
 """What plain and chunked attention share: the options, the layout, which pairs may attend, and the scores.
 
 Arguments are laid out as those of `jax.nn.dot_product_attention`: q [..., T, N, H], k and v [..., S, K, H]. Inside,
-heads come before positions: q, y [..., N, T, H], k, v [..., K, S, H], and all that is of pairs [..., N, T, S]. The query
-heads n G … n G + G - 1, G = N / K, share the key head n (Ainslie 2023, arXiv:2305.13245): a product folds the G heads
-into one of G · T queries, so no key is ever repeated, and what flows back to a key is summed over its queries.
+heads come before positions: q, y [..., N, T, H], k, v [..., K, S, H]; what is of pairs [..., N, T, S]. The query
+heads n G … n G + G - 1, G = N / K, share the key head n (Ainslie 2023, arXiv:2305.13245). A product folds these G heads
+into one of G · T queries: no key is ever repeated, and what flows back to a key is summed over its queries.
 
     z = (scale · q) kᵀ,    s = softcap(z) + bias, and -∞ where a query may not attend,    softcap(z) = c tanh(z / c)
 """
@@ -11,7 +11,9 @@ into one of G · T queries, so no key is ever repeated, and what flows back to a
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -51,15 +53,26 @@ class Scoring:
     def dropping(self) -> bool:
         return self.keep_probability < 1
 
-    def named(self, further: tuple) -> tuple:
-        """(mask, bias, key) from the arguments after q, k and v; None for one that the options do not ask for."""
-        options = {"mask": self.mask, "bias": self.bias, "key": self.dropping}
-        names = [name for name, due in options.items() if due]
-        if len(further) != len(names):
-            wants = ", ".join(("q", "k", "v", *names))
-            raise InputError(f"{self.op}: got {3 + len(further)} arguments; wants {wants}, by its options")
-        values = dict(zip(names, further, strict=True))
-        return tuple(values.get(name) for name in options)
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The names of the arguments that the options ask for."""
+        return "q", "k", "v", *["mask"] * self.mask, *["bias"] * self.bias, *["key"] * self.dropping
+
+    def takes_them(self, forward: Callable) -> Callable:
+        """forward(q, k, v, mask, bias, key) as a function of those arguments alone; the others are None."""
+
+        def run(*args):
+            if len(args) != len(self.arguments):
+                wants = ", ".join(self.arguments)
+                raise InputError(f"{self.op}: got {len(args)} arguments; wants {wants}, by its options")
+            given = dict(zip(self.arguments, args, strict=True))
+            q, k, v, mask, bias, key = (given.get(name) for name in ("q", "k", "v", "mask", "bias", "key"))
+            self.check(q, k, v, mask, bias, key)
+            return forward(q, k, v, mask, bias, key)
+
+        kind = inspect.Parameter.POSITIONAL_ONLY
+        run.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in self.arguments])
+        return run
 
     def cotangents(self, dq, dk, dv, dbias) -> tuple:
         """One a further argument: None for mask and key."""
@@ -81,7 +94,7 @@ class Scoring:
         return self.softcap * t, t
 
     def scores(self, q, k, mask, bias, i, j, band) -> tuple[jax.Array, jax.Array | None]:
-        """s and t of a block: some queries from the i-th on, some keys from the j-th on; mask and bias are the block's."""
+        """s and t of the block of queries from i on and keys from j on; mask and bias are the block's own."""
         s, t = self.softcapped(pairs(q, k))
         if bias is not None:
             s = s + bias
@@ -95,8 +108,8 @@ class Scoring:
         return 1 / math.sqrt(H) if self.scale is None else self.scale
 
     def keep(self, key, shape: tuple[int, ...]) -> jax.Array:
-        """Which probabilities are kept."""
-        return jax.random.bernoulli(key, self.keep_probability, shape)
+        """Which probabilities are kept: a float32 keep draws the same with and without jax_enable_x64."""
+        return jax.random.bernoulli(key, jnp.float32(self.keep_probability), shape)
 
     def check(self, q, k, v, mask, bias, key) -> None:
         """Raises InputError for arguments that do not fit each other."""
@@ -171,13 +184,18 @@ def _product(spec: str, a, b) -> jax.Array:
 
 
 def softmax_parts(s) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """e = e^(s - m), l = Σ e over the keys, and lse = m + ln l. Where nothing may be attended: 0, 1 and -∞."""
+    """e = e^(s - m), m = max s and l = Σ e over the keys: p = e / l. Where nothing may be attended they are 0, -∞ and 1.
+
+    So m + ln l is lse everywhere; it is not formed on the way to p, for it would round at the size of s.
+    """
     m = lax.stop_gradient(jnp.max(s, -1, keepdims=True, initial=-jnp.inf))
-    e = jnp.exp(s - jnp.where(m == -jnp.inf, 0, m))
-    l = jnp.sum(e, -1, keepdims=True)
-    nothing = l == 0
-    l = jnp.where(nothing, 1, l)
-    return e, l, jnp.where(nothing, -jnp.inf, m + jnp.log(l))
+    e = exponentials(s, m)
+    return e, m, jnp.where(m == -jnp.inf, 1, jnp.sum(e, -1, keepdims=True))
+
+
+def exponentials(s, m) -> jax.Array:
+    """e^(s - m), and 0 where m = -∞."""
+    return jnp.exp(s - jnp.where(m == -jnp.inf, 0, m))
 
 
 def swapped(x) -> jax.Array:

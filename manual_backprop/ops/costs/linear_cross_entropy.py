@@ -12,11 +12,11 @@ l = ln Σₖ e^zₖ,  tₖ = (1 - ε) [k = y] + ε / K  with ε the label smooth
 
 There are two ways to have no more than a slice of z, both a `lax.scan`:
 
-gradients="forward": `chunk` tokens at a time, all classes. A slice holds whole softmaxes, so its dh and dw can be had at
-once, for dC = 1; the backward pass only multiplies them. Three matrix products, as many as without slices.
+gradients="forward": `chunk` tokens at a time, all classes. A slice holds whole softmaxes, so its dh and dw can be had
+at once, for dC = 1; the backward pass only multiplies them. Three matrix products, as many as without slices.
 
-gradients="backward": `chunk` classes at a time, all tokens. l is summed up from slice to slice, times e^(m - m′) when the
-largest entry so far grows from m to m′; the backward pass computes each slice again. Four products.
+gradients="backward": `chunk` classes at a time, all tokens. e^l is summed up from slice to slice, times e^(m - m′) when
+the largest entry so far grows from m to m′; the backward pass computes each slice again. Four products.
 
 A last slice that would not be whole starts earlier instead: what it shares with the one before is computed twice and
 counted once.
@@ -55,10 +55,8 @@ class Gradients(NamedTuple):
 
     dhidden: jax.Array  # [tokens, d]
     dweight: jax.Array  # [classes, d]
-    dweights: jax.Array | None  # [tokens, 1]
-    hidden: Spec
-    weight: Spec
-    weights: Spec | None
+    dweights: jax.Array | None  # [tokens, 1], where there are numbers for weights
+    specs: tuple[Spec, Spec, Spec | None]  # of hidden, weight and weights
 
 
 class Residuals(NamedTuple):
@@ -110,10 +108,10 @@ def linear_cross_entropy(
         c, dhidden, dweight = head_by_tokens.forward(head, chunk, h, index, weight, dc, w)
         dw = None if weights is None else dweights(reduction, 1.0, c, w)
         specs = spec(hidden), spec(weight), None if weights is None else spec(weights)
-        return reduce(reduction, c, w), Gradients(dhidden, dweight, dw, *specs)
+        return reduce(reduction, c, w), Gradients(dhidden, dweight, dw, specs)
 
     def backward_from_gradients(residuals, dy):
-        dhidden, dweight, dw, hidden, weight, weights = residuals
+        dhidden, dweight, dw, (hidden, weight, weights) = residuals
         dhidden = (dy * dhidden).reshape(hidden.shape).astype(hidden.dtype)
         cotangents = dhidden, (dy * dweight).astype(weight.dtype), None
         if weights is None:
@@ -160,9 +158,8 @@ def check(hidden, weight, labels, ignored, reduction, weights) -> None:
     if weight.ndim != 2 or weight.shape[0] == 0:
         raise InputError(f"{name}: weight has shape {weight.shape}; wants [classes, d], at least one class")
     if hidden.ndim == 0 or hidden.shape[-1] != weight.shape[1]:
-        raise InputError(
-            f"{name}: hidden has shape {hidden.shape}, weight {weight.shape}; hidden's last axis must be {weight.shape[1]}"
-        )
+        shapes = f"hidden has shape {hidden.shape}, weight {weight.shape}"
+        raise InputError(f"{name}: {shapes}; hidden's last axis must be {weight.shape[1]}")
     want_shape(name, hidden.shape[:-1], "as hidden without its last axis", labels=labels)
     want_items(name, reduction, hidden, labels.shape, weights)
     want_classes(name, labels, weight.shape[0], ignored)

@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 
 from manual_backprop.contract import InputError, op
-from manual_backprop.ops.arrays import is_float, want_float, want_shape, wide
+from manual_backprop.ops.arrays import is_float, want_float, want_shape, wide, wide_dtype
 from manual_backprop.ops.costs.labels import (
     are_classes,
     class_index,
@@ -142,7 +142,10 @@ def softmax_cross_entropy(
     def smooth(labels, logits) -> jax.Array:
         """(1 - ε) labelⱼ + ε / K."""
         rows = one_hot(labels, logits, ignored) if are_classes(labels, logits) else labels
-        return (1 - label_smoothing) * wide(rows) + label_smoothing / logits.shape[-1] if label_smoothing else rows
+        if not label_smoothing:
+            return rows
+        rows = rows.astype(jnp.result_type(rows, wide_dtype(logits.dtype)))
+        return (1 - label_smoothing) * rows + label_smoothing / logits.shape[-1]
 
     def weights_and_counts(residuals) -> tuple[jax.Array | None, jax.Array | None]:
         """w and n of `reduction.py`: an ignored label weighs 0, an integer one counts for the weight of its class."""

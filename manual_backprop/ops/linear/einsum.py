@@ -59,11 +59,14 @@ def contract(a, A, b, B, Y, shape=None) -> jax.Array:
     """einsum(A,B->Y), in at least float32. `shape` is that of the result where Y has indices that A and B lack."""
     a, A = summed(a, A, {*B, *Y})
     b, B = summed(b, B, {*A, *Y})
-    both = [i for i in A if i in B]
-    batch, inner = [i for i in both if i in Y], [i for i in both if i not in Y]
-    axes = tuple(tuple(tuple(of.index(i) for i in group) for of in (A, B)) for group in (inner, batch))
-    y = lax.dot_general(a, b, axes, preferred_element_type=wide_dtype(jnp.result_type(a, b)))
-    order = [*batch, *(i for i in A if i not in both), *(i for i in B if i not in both)]
+    inner = [i for i in A if i in B and i not in Y]
+    batch = [i for i in A if i in B and i in Y]
+    a, A = led(a, A, batch)
+    b, B = led(b, B, batch)
+    axes = [A.index(i) for i in inner], [B.index(i) for i in inner]
+    batch_axes = (range(len(batch)),) * 2
+    y = lax.dot_general(a, b, (axes, batch_axes), preferred_element_type=wide_dtype(jnp.result_type(a, b)))
+    order = [i for i in (*A, *B[len(batch) :]) if i not in inner]
     found = [i for i in Y if i in order]
     y = jnp.transpose(y, [order.index(i) for i in found])
     if len(found) == len(Y):
@@ -77,6 +80,12 @@ def summed(x, X, kept: set):
     if not axes:
         return x, X
     return jnp.sum(x, axes, dtype=wide_dtype(x.dtype)), tuple(i for i in X if i in kept)
+
+
+def led(x, X, batch: list):
+    """x and its indices X, transposed so that `batch` leads."""
+    led_by = [*batch, *(i for i in X if i not in batch)]
+    return jnp.transpose(x, [X.index(i) for i in led_by]), led_by
 
 
 # ── subscripts ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from manual_backprop.contract import InputError, op
 from manual_backprop.ops.arrays import want_float
@@ -49,6 +50,7 @@ def low_rank_dense(*, scale: float = 1.0, frozen: bool = False):
     def backward(residuals, dy):
         x, w, a, b = residuals
         leading = tuple(range(x.ndim - 1))
+        w = lax.stop_gradient(w) if frozen else w
         h = product(x, (-1,), a, (0,))
         dh = scale * product(dy, (-1,), b, (1,))
         dx = product(dy, (-1,), w, (1,)) + product(dh, (-1,), a, (1,))

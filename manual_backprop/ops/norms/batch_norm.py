@@ -8,7 +8,8 @@ For each channel of x [..., channels], ⟨·⟩ the mean over all the other axes
 Every example reaches the y of every other one through mean and variance. With g = dy · scale the paths add up to
 dx = rstd · (g - ⟨g⟩ - x̂ · ⟨g · x̂⟩), as in `layer_norm`; here scale and rstd are constant in the mean, so
 
-    dbias = Σ dy,    dscale = Σ dy · x̂,    dx = scale · rstd · (dy - dbias / n - x̂ · dscale / n)
+    dbias = Σ dy,    dscale = rstd · Σ dy · (x - mean)
+    dx = scale · rstd · (dy - dbias / n - (x - mean) · rstd · dscale / n)
 
 which is two sums over dy and x, and one affine pass.
 
@@ -63,11 +64,11 @@ def batch_norm(*, eps: float = 1e-5, scale: bool = True, bias: bool = True):
     def backward(residuals, dy):
         x, scale, bias, mean, variance = residuals
         leading, n = tuple(range(x.ndim - 1)), max(count(x), 1)
-        dy, rstd = wide(dy), lax.rsqrt(variance + eps)
-        x_hat = (wide(x) - mean) * rstd
+        dy, centred, rstd = wide(dy), wide(x) - mean, lax.rsqrt(variance + eps)
+        a = rstd if scale is None else scale * rstd
         dbias = jnp.sum(dy, leading)
-        dscale = jnp.sum(dy * x_hat, leading)
-        dx = (rstd if scale is None else scale * rstd) * (dy - dbias / n - x_hat * (dscale / n))
+        dscale = jnp.sum(dy * centred, leading) * rstd
+        dx = a * (dy - dbias / n - centred * (rstd * dscale / n))
         return given(
             dx.astype(x.dtype),
             None if scale is None else dscale.astype(scale.dtype),

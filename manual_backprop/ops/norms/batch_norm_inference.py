@@ -7,7 +7,7 @@ For each channel of x [..., channels]:
 Examples do not meet: mean and variance are arguments. ∂x̂/∂mean = -rstd and ∂x̂/∂variance = -½ rstd² x̂, so with
 the sums over all axes but the last
 
-    dbias = Σ dy,    dscale = Σ dy · x̂,    dx = dy · scale · rstd
+    dbias = Σ dy,    dscale = rstd · Σ dy · (x - mean),    dx = dy · scale · rstd
     dmean = -scale · rstd · dbias,    dvariance = -½ scale · rstd² · dscale
 
 Saved: the arguments, nothing new.
@@ -56,7 +56,7 @@ def batch_norm_inference(*, eps: float = 1e-5, scale: bool = True, bias: bool = 
         dy, rstd = wide(dy), lax.rsqrt(wide(variance) + eps)
         a = rstd if scale is None else scale * rstd
         dbias = jnp.sum(dy, leading)
-        dscale = jnp.sum(dy * ((wide(x) - mean) * rstd), leading)
+        dscale = jnp.sum(dy * (wide(x) - mean), leading) * rstd
         dx = dy * a
         dmean = -a * dbias
         dvariance = -0.5 * (a * rstd) * dscale

@@ -9,8 +9,8 @@ The paths are those of `layer_norm`: with g = dy · scale
 
     dx = rstd · (g - ⟨g⟩ - x̂ · ⟨g · x̂⟩),    dscale = Σ dy · x̂,    dbias = Σ dy      (Σ over batch and positions)
 
-Every ⟨·⟩ is taken in two steps, over the m positions and then over the channels of a group, so that x is never cut into
-groups. In the first step scale is constant. With p = Σ dy and q = Σ dy · x̂ over the positions,
+Every ⟨·⟩ is taken in two steps, over the m positions and then over the channels of a group: x is never cut into groups.
+In the first step scale and rstd are constant. With p = Σ dy and q = rstd · Σ dy · (x - mean) over the positions,
 
     ⟨g⟩ = ⟨scale · p / m⟩,    ⟨g · x̂⟩ = ⟨scale · q / m⟩      (⟨·⟩ now over the channels of the group alone)
 
@@ -99,15 +99,15 @@ def by_groups(name: str, groups_of: Callable, eps: float, scale: bool, bias: boo
         x, scale, bias, mean, rstd = residuals
         groups, channels = mean.shape[-1], x.shape[-1]
         positions = tuple(range(1, x.ndim - 1))
-        dy, rstd = wide(dy), spread(rstd, channels)
-        x_hat = (wide(x) - spread(mean, channels)) * rstd
-        p = jnp.sum(dy, positions, keepdims=True)
-        q = jnp.sum(dy * x_hat, positions, keepdims=True)
-        weight = 1 if scale is None else scale
         m = math.prod(x.shape[1:-1])
+        dy, rstd = wide(dy), spread(rstd, channels)
+        centred = wide(x) - spread(mean, channels)
+        p = jnp.sum(dy, positions, keepdims=True)
+        q = jnp.sum(dy * centred, positions, keepdims=True) * rstd
+        weight = 1 if scale is None else scale
         mean_g = spread(pool(weight * p / m, groups), channels)
         mean_g_x_hat = spread(pool(weight * q / m, groups), channels)
-        dx = rstd * (weight * dy - mean_g - x_hat * mean_g_x_hat)
+        dx = rstd * (weight * dy - mean_g - centred * (rstd * mean_g_x_hat))
         leading = tuple(range(x.ndim - 1))
         dscale = None if scale is None else jnp.sum(q, leading).astype(scale.dtype)
         dbias = None if bias is None else jnp.sum(p, leading).astype(bias.dtype)

@@ -2,15 +2,16 @@
 
     y = x / n,    n = max(‖x‖, eps),    ‖x‖ = √Σ x²
 
-Where ‖x‖ > eps, x reaches y by two paths: itself, and n, where ∂n/∂x = x/‖x‖ = y. Elsewhere n is constant:
+x reaches y by itself, and through n where that is not eps. There ∂n/∂x = x / n; elsewhere n is constant. With w = 1/n
+where ‖x‖ > eps and w = 0 elsewhere, the two paths are
 
-    dx = (dy - y · Σ dy · y) / n    where ‖x‖ > eps,    dx = dy / eps    where not      (Σ along the axes)
+    dx = (dy - x · (Σ dy · w · x) / n) / n      (Σ along the axes)
 
-So a vector of zeros has a gradient, where the square root has none. (The code takes the root of no number below the
-smallest normal one, so that second derivatives are finite there too.)
+So a vector of zeros has a gradient, dy / eps, where the square root has none. (The code takes the root of no number
+below the smallest normal one: second derivatives are finite there too.)
 
-Source: Salimans & Kingma 2016, arXiv:1602.07868, eq. 3 (the projection away from y), and the quotient rule.
-Saved: x and n, one number a vector; y is recomputed.
+Source: Salimans & Kingma 2016, arXiv:1602.07868, eq. 3, the projection away from x.
+Saved: x and n, one number a vector.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ def l2_norm(*, axis: int | tuple[int, ...] | None = -1, eps: float = 1e-12):
     def backward(residuals, dy):
         x, n = residuals
         axes = want_axes("l2_norm", axis, x.ndim)
-        dy, y = wide(dy), wide(x) / n
-        along = jnp.where(n > eps, jnp.sum(dy * y, axes, keepdims=True), 0)
-        dx = (dy - y * along) / n
+        dy, x_ = wide(dy), wide(x)
+        w = jnp.where(n > eps, 1 / n, 0)
+        dx = (dy - x_ * (jnp.sum(dy * w * x_, axes, keepdims=True) / n)) / n
         return (dx.astype(x.dtype),)
 
     return forward, backward

@@ -66,7 +66,7 @@ def layer_norm(*, eps: float = 1e-5, trailing_axes: int = 1, scale: bool = True,
         mean_g = row_sums(dy, scale, axes) / d
         mean_g_x_hat = row_sums(t, scale, axes) / d * rstd
         g = dy if scale is None else dy * scale
-        dx = rstd * (g - mean_g - centred * rstd * mean_g_x_hat)
+        dx = rstd * (g - mean_g - centred * (rstd * mean_g_x_hat))
         dscale = None if scale is None else column_sums(t, rstd, trailing_axes).astype(scale.dtype)
         dbias = None if bias is None else jnp.sum(dy, tuple(range(x.ndim - trailing_axes))).astype(bias.dtype)
         return given(dx.astype(x.dtype), dscale, dbias)

@@ -58,7 +58,7 @@ def rms_norm(*, eps: float = 1e-6, trailing_axes: int = 1, scale: bool = True):
         d = math.prod(x.shape[-trailing_axes:])
         mean_g_x_hat = row_sums(t, scale, axes) / d * rstd
         g = dy if scale is None else dy * scale
-        dx = rstd * (g - x_ * rstd * mean_g_x_hat)
+        dx = rstd * (g - x_ * (rstd * mean_g_x_hat))
         dscale = None if scale is None else column_sums(t, rstd, trailing_axes).astype(scale.dtype)
         return given(dx.astype(x.dtype), dscale)
 

@@ -11,8 +11,8 @@ y is linear in x: each entry has the one path that the mask left open, or none.
                        or for all entries along `broadcast_axes`, such as a whole channel (Tompson et al. 2015)
     stochastic_depth   a draw for each example: a residual branch is left out (Huang et al. 2016, arXiv:1603.09382)
 
-Saved: the mask, one byte a draw. To draw it again from the key would save that byte, and take twice as long: random
-numbers are what dropout costs.
+Saved: the mask, one bit a draw. To draw it again from the key would save that bit too, but random numbers are what
+dropout costs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from manual_backprop.ops.arrays import want_axes, want_float, wide
 
 
 class Residuals(NamedTuple):
-    mask: jax.Array | None  # [...], 1 along the axes that share a draw, bool; None when all is kept
+    bits: (
+        jax.Array | None
+    )  # [..., ⌈n / 8⌉], uint8: the mask, 1 along axes that share a draw; None where nothing is drawn
 
 
 @op
@@ -42,36 +44,53 @@ def dropout(*, keep_probability: float, broadcast_axes: tuple[int, ...] = ()):
 @op
 def stochastic_depth(*, keep_probability: float):
     """x [examples, ...], key → y: each example whole and scaled by 1 / keep, or 0.  dx = dy · m / keep."""
-    return masked("stochastic_depth", keep_probability, lambda x: range(1, x.ndim), least=1)
+    return masked("stochastic_depth", keep_probability, lambda x: range(1, x.ndim))
 
 
-def masked(op: str, keep: float, shared_axes, least: int = 0):
+def masked(op: str, keep: float, shared_axes):
     """The pair; shared_axes(x) are the axes along which all entries share a draw."""
     if not 0 < keep <= 1:
         raise InputError(f"{op}: keep_probability is {keep}; wants above 0, at most 1")
 
-    def forward(x, key):
-        check(op, x, key, least)
-        if keep == 1:
-            return x, Residuals(None)
+    def draws(x) -> tuple[int, ...]:
+        """The shape of the mask."""
         shared = shared_axes(x)
-        mask = jax.random.bernoulli(
-            key, jnp.float32(keep), tuple(1 if i in shared else n for i, n in enumerate(x.shape))
-        )
-        return jnp.where(mask, wide(x) / keep, 0).astype(x.dtype), Residuals(mask)
+        return tuple(1 if axis in shared else n for axis, n in enumerate(x.shape))
+
+    def scaled(x, mask):
+        return jnp.where(mask, wide(x) / keep, 0).astype(x.dtype)
+
+    def forward(x, key):
+        check(op, x, key)
+        if keep == 1 or x.size == 0:
+            return x, Residuals(None)
+        # The probability in float32: the same draws whether or not x64 is enabled.
+        mask = jax.random.bernoulli(key, jnp.float32(keep), draws(x))
+        return scaled(x, mask), Residuals(pack(mask))
 
     def backward(residuals, dy):
-        (mask,) = residuals
-        dx = dy if mask is None else jnp.where(mask, wide(dy) / keep, 0).astype(dy.dtype)
-        return dx, None
+        (bits,) = residuals
+        if bits is None:
+            return dy, None
+        return scaled(dy, unpack(bits, draws(dy)[-1])), None
 
     return forward, backward
 
 
-def check(op: str, x, key, least: int) -> None:
+def pack(mask) -> jax.Array:
+    """One bit a draw along the last axis, one byte where all along it share a draw."""
+    return jnp.packbits(mask, axis=-1) if mask.shape[-1] > 1 else mask
+
+
+def unpack(bits, n: int) -> jax.Array:
+    """The mask, of n draws along the last axis."""
+    return jnp.unpackbits(bits, axis=-1, count=n).astype(bool) if n > 1 else bits
+
+
+def check(op: str, x, key) -> None:
     want_float(op, x=x)
-    if x.ndim < least:
-        raise InputError(f"{op}: x has shape {x.shape}; wants [examples, ...]")
+    if x.ndim == 0:
+        raise InputError(f"{op}: x has shape (); wants at least one axis")
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     if key.shape != () if typed else key.dtype != jnp.uint32 or key.ndim != 1:
         raise InputError(f"{op}: key is {key.dtype}{list(key.shape)}; wants one key, such as jax.random.key(0)")

@@ -59,7 +59,7 @@ class CellResiduals(NamedTuple):
     h: jax.Array  # [..., hidden]
     wx: jax.Array  # [in, 3 hidden]
     wh: jax.Array  # [hidden, 3 hidden]
-    b: Spec  # [3 hidden]
+    of_b: Spec  # [3 hidden]
     bh: jax.Array  # [hidden]
     a: jax.Array  # [..., 3 hidden]
     u: jax.Array  # [..., 3 hidden]
@@ -83,12 +83,12 @@ def gru_cell():
         return h_next.astype(dtype), CellResiduals(x, h, wx, wh, spec(b), bh, a.astype(dtype), u.astype(dtype))
 
     def backward(residuals, dy):
-        x, h, wx, wh, b, bh, a, u = residuals
+        x, h, wx, wh, of_b, bh, a, u = residuals
         r, z, m, n = gates(wide(a), wide(u), bh)
         da, du = (three(wide(dy)) * by for by in derivatives(r, z, m, n, h))
         dx, dh = times(da, wx.T).astype(x.dtype), (dy * z + times(du, wh.T)).astype(h.dtype)
         dwx, dwh = outer(x, da).astype(wx.dtype), outer(h, du).astype(wh.dtype)
-        return dx, dh, dwx, dwh, total(da).astype(b.dtype), total(n_of(du)).astype(bh.dtype)
+        return dx, dh, dwx, dwh, total(da).astype(of_b.dtype), total(n_of(du)).astype(bh.dtype)
 
     return forward, backward
 

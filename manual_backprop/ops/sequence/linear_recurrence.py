@@ -34,7 +34,7 @@ from manual_backprop.ops.sequence.through_time import before
 
 class Residuals(NamedTuple):
     a: jax.Array  # broadcasts to x
-    x: Spec  # [time, ...]
+    of_x: Spec  # [time, ...]
     h: jax.Array | None  # [...], with `initial`
     hs: jax.Array  # [time, ...]
 
@@ -52,24 +52,23 @@ def linear_recurrence(*, axis: int = 0, reverse: bool = False, initial: bool = F
     def forward(a, x, h):
         check(a, x, h, axis)
         dtype = jnp.result_type(a, x) if h is None else jnp.result_type(a, x, h)
-        start = jnp.zeros((), dtype) if h is None else h
-        hs = recurrence(*(time_first(v, x.shape, axis, dtype) for v in (a, x)), start, reverse)
+        a_, x_ = (time_first(v, x.shape, axis, dtype) for v in (a, x))
+        hs = recurrence(a_, x_, zero(x_) if h is None else h.astype(x_.dtype), reverse)
         hs = jnp.moveaxis(hs.astype(dtype), 0, axis)
         return hs, Residuals(a, spec(x), h, hs)
 
     def backward(residuals, dy):
-        a, x, h, hs = residuals
+        a, of_x, h, hs = residuals
         a_, hs, dy = (time_first(v, hs.shape, axis, hs.dtype) for v in (a, hs, dy))
-        zero = jnp.zeros(hs.shape[1:], hs.dtype)
-        g = recurrence(before(zero, a_, not reverse), dy, zero, not reverse)
-        da = g * before(zero if h is None else h.astype(hs.dtype), hs, reverse)
+        g = recurrence(before(zero(a_), a_, not reverse), dy, zero(dy), not reverse)
+        da = g * before(zero(hs) if h is None else h.astype(hs.dtype), hs, reverse)
         da = sum_to(jnp.moveaxis(da, 0, axis), a.shape)
         dx = jnp.moveaxis(g, 0, axis)
         if h is None:
-            return like(da, a), like(dx, x)
+            return like(da, a), like(dx, of_x)
         first = slice(-1, None) if reverse else slice(0, 1)
         dh = jnp.sum(a_[first] * g[first], 0)  # of one step, or of none
-        return like(da, a), like(dx, x), like(dh, h)
+        return like(da, a), like(dx, of_x), like(dh, h)
 
     def forward_from_zero(a, x):
         return forward(a, x, None)
@@ -78,8 +77,7 @@ def linear_recurrence(*, axis: int = 0, reverse: bool = False, initial: bool = F
 
 
 def recurrence(a, x, h, reverse: bool) -> jax.Array:
-    """All h, from a and x [time, ...] of one shape and dtype."""
-    h = jnp.broadcast_to(h, x.shape[1:]).astype(x.dtype)
+    """All h, from a and x [time, ...], and h [...] before them, of one dtype."""
     return lax.platform_dependent(
         a, x, h, cpu=partial(by_steps, reverse=reverse), default=partial(in_rounds, reverse=reverse)
     )
@@ -101,6 +99,11 @@ def in_rounds(a, x, h, reverse: bool) -> jax.Array:
 
     first = before(h, jnp.zeros_like(x), reverse)  # h beside the first step, zero beside the others
     return lax.associative_scan(then, (a, a * first + x), reverse=reverse)[1]
+
+
+def zero(x) -> jax.Array:
+    """The state before the first step of x; on the devices that hold x."""
+    return jnp.zeros_like(x, shape=x.shape[1:])
 
 
 def time_first(v, shape: tuple[int, ...], axis: int, dtype) -> jax.Array:

@@ -55,7 +55,7 @@ class CellResiduals(NamedTuple):
     c: jax.Array  # [..., hidden]
     wx: jax.Array  # [in, 4 hidden]
     wh: jax.Array  # [hidden, 4 hidden]
-    b: Spec  # [4 hidden]
+    of_b: Spec  # [4 hidden]
     z: jax.Array  # [..., 4 hidden]
 
 
@@ -78,11 +78,11 @@ def lstm_cell():
         return y, CellResiduals(x, h, c, wx, wh, spec(b), z.astype(dtype))
 
     def backward(residuals, dy):
-        x, h, c, wx, wh, b, z = residuals
+        x, h, c, wx, wh, of_b, z = residuals
         i, f, g, o = gates(wide(z))
         dc, dz = through_step(*map(wide, dy), *derivatives(i, f, g, o, c))
         dx, dh, dc = times(dz, wx.T).astype(x.dtype), times(dz, wh.T).astype(h.dtype), (dc * f).astype(c.dtype)
-        return dx, dh, dc, outer(x, dz).astype(wx.dtype), outer(h, dz).astype(wh.dtype), total(dz).astype(b.dtype)
+        return dx, dh, dc, outer(x, dz).astype(wx.dtype), outer(h, dz).astype(wh.dtype), total(dz).astype(of_b.dtype)
 
     return forward, backward
 

@@ -37,7 +37,7 @@ class CellResiduals(NamedTuple):
     h: jax.Array  # [..., hidden]
     wx: jax.Array  # [in, hidden]
     wh: jax.Array  # [hidden, hidden]
-    b: Spec  # [hidden]
+    of_b: Spec  # [hidden]
     h_next: jax.Array  # [..., hidden]
 
 
@@ -57,10 +57,10 @@ def rnn_cell(*, activation: str = "tanh"):
         return h_next, CellResiduals(x, h, wx, wh, spec(b), h_next)
 
     def backward(residuals, dy):
-        x, h, wx, wh, b, h_next = residuals
+        x, h, wx, wh, of_b, h_next = residuals
         dz = wide(dy) * slope(wide(h_next))
         dx, dh = times(dz, wx.T).astype(x.dtype), times(dz, wh.T).astype(h.dtype)
-        return dx, dh, outer(x, dz).astype(wx.dtype), outer(h, dz).astype(wh.dtype), total(dz).astype(b.dtype)
+        return dx, dh, outer(x, dz).astype(wx.dtype), outer(h, dz).astype(wh.dtype), total(dz).astype(of_b.dtype)
 
     return forward, backward
 
@@ -70,7 +70,7 @@ class Residuals(NamedTuple):
     h: jax.Array  # [..., hidden]
     wx: jax.Array  # [in, hidden]
     wh: jax.Array  # [hidden, hidden]
-    b: Spec  # [hidden]
+    of_b: Spec  # [hidden]
     hs: jax.Array  # [time, ..., hidden]
 
 
@@ -101,7 +101,7 @@ def rnn(*, activation: str = "tanh", axis: int = 0, reverse: bool = False):
         return (hs, last), Residuals(x, h, wx, wh, spec(b), hs)
 
     def backward(residuals, dy):
-        x, h, wx, wh, b, hs = residuals
+        x, h, wx, wh, of_b, hs = residuals
         dhs, dh = dy
 
         def step(dh, here):
@@ -116,7 +116,7 @@ def rnn(*, activation: str = "tanh", axis: int = 0, reverse: bool = False):
 
         x, hs, dhs = (jnp.moveaxis(a, axis, 0) for a in (x, hs, dhs))
         here = x, before(h.astype(hs.dtype), hs, reverse), hs, dhs
-        dh, dparams, dx = backward_in_chunks(chunk, wide(dh), (wx, wh, b), here, reverse)
+        dh, dparams, dx = backward_in_chunks(chunk, wide(dh), (wx, wh, of_b), here, reverse)
         return jnp.moveaxis(dx, 0, axis), dh.astype(h.dtype), *dparams
 
     return forward, backward

@@ -57,7 +57,8 @@ def backward_in_chunks(body: Callable, dstate, params: tuple, xs, reverse: bool)
         dstate, dparams, dx = body(dstate, xs)
         return (dstate, jax.tree.map(jnp.add, total, dparams)), dx
 
-    nothing = tuple(jnp.zeros(p.shape, wide_dtype(p.dtype)) for p in params)
+    like = jax.tree.leaves(xs)[0]  # the zeros are on the devices that hold it
+    nothing = tuple(jnp.zeros_like(like, wide_dtype(p.dtype), p.shape) for p in params)
     (dstate, total), dx = in_chunks(add, (dstate, nothing), xs, not reverse)
     return dstate, tuple(d.astype(p.dtype) for d, p in zip(total, params, strict=True)), dx
 

@@ -4,7 +4,7 @@ An entry that was broadcast reaches y once a copy, and paths add up: `sum_to` ta
 argument's. With Σ for that sum, over nothing where nothing was broadcast:
 
     y = Σᵢ xᵢ:    dxᵢ = Σ dy                     y = a - b:    da = Σ dy,        db = -Σ dy
-    y = Πᵢ xᵢ:    dxᵢ = Σ dy · Π_(j≠i) xⱼ        y = a / b:    da = Σ dy / b,    db = -Σ (dy / b) · (a / b)
+    y = Πᵢ xᵢ:    dxᵢ = Σ dy · Π_(j≠i) xⱼ        y = a / b:    da = Σ dy · r,    db = -Σ dy · r · a r,   r = 1 / b
 
 The product of the others is that of those before times that of those behind, never y / xᵢ: xᵢ may be 0.
 An integer argument counts as a constant: it has no cotangent.
@@ -95,7 +95,7 @@ def multiply():
 
 @op
 def divide():
-    """y = a / b.  da = Σ dy / b, db = -Σ (dy / b) · (a / b). Raises InputError for shapes that do not fit."""
+    """y = a / b.  da = Σ dy · r, db = -Σ dy · r · a r, r = 1 / b. Raises InputError for shapes that do not fit."""
 
     def forward(a, b):
         dtype = check("divide", (a, b))
@@ -105,8 +105,9 @@ def divide():
     def backward(residuals, dy):
         a, b = residuals
         a_, b_ = widened((a, b), dy.dtype)
-        quotient = dy.astype(b_.dtype) / b_
-        return cotangent(quotient, a), cotangent(-quotient * (a_ / b_), b)
+        r = 1 / b_  # of b's own shape: few divisions where b was broadcast
+        da = dy.astype(b_.dtype) * r
+        return cotangent(da, a), cotangent(-da * (a_ * r), b)
 
     return forward, backward
 

@@ -1,13 +1,15 @@
 """The logarithm of softmax: ln p of a distribution over the axes (Bridle 1990, "Probabilistic interpretation …").
 
-    yⱼ = xⱼ/T - ln Σₖ e^(xₖ/T) = a - s,    a = (x - m) / T,    s = ln Σ eᵃ
+    yⱼ = xⱼ/T - ln Σₖ e^(xₖ/T) = aⱼ - ln Z,    a = (x - m) / T,    Z = Σ eᵃ,    m = max x
 
-xₖ reaches yₖ by its own term and, through the sum, every yⱼ: ∂yⱼ/∂xₖ = (δⱼₖ - pₖ) / T with p = e^y. The paths add up to
+xₖ reaches yₖ by its own term and, through the sum, every yⱼ: ∂yⱼ/∂xₖ = (δⱼₖ - pₖ) / T with p = eᵃ / Z. The paths add
+up to
 
     dx = (dy - p Σ dy) / T
 
 Where the mask is False, y is -∞, its dy leads nowhere, and dx is 0.
-Saved: y alone, and the mask; p is recomputed.
+Saved: the arguments and two numbers a row (m and Z). p is recomputed from x, which is exact where y is rounded, and eᵃ
+of one forward and backward pass in one program is computed once.
 """
 
 from __future__ import annotations
@@ -19,12 +21,14 @@ import jax.numpy as jnp
 
 from manual_backprop.contract import op
 from manual_backprop.ops.arrays import want_axes, wide
-from manual_backprop.ops.softmax.shifted import check, exponents, log_of_sum, masked_or_not, maximum, want_options
+from manual_backprop.ops.softmax.shifted import check, exponents, masked_or_not, maximum, want_options
 
 
 class Residuals(NamedTuple):
-    y: jax.Array  # [...]
-    mask: jax.Array | None  # broadcasts to y's shape
+    x: jax.Array  # [...]
+    mask: jax.Array | None  # broadcasts to x's shape
+    m: jax.Array  # as x, 1 for each axis
+    Z: jax.Array  # as m
 
 
 @op
@@ -38,18 +42,19 @@ def log_softmax(*, axis: int | tuple[int, ...] | None = -1, temperature: float =
 
     def forward(x, mask):
         axes = check("log_softmax", x, mask, axis)
-        a = exponents(x, mask, maximum(x, mask, axes), temperature)
-        s, _ = log_of_sum(a, axes)
-        y = (a - s).astype(x.dtype)
-        return y, Residuals(y, mask)
+        m = maximum(x, mask, axes)
+        a = exponents(x, mask, m, temperature)
+        Z = jnp.maximum(jnp.sum(jnp.exp(a), axes, keepdims=True), 1)
+        y = (a - jnp.log(Z)).astype(x.dtype)
+        return y, Residuals(x, mask, m, Z)
 
     def backward(residuals, dy):
-        y, mask = residuals
-        axes = want_axes("log_softmax", axis, y.ndim)
+        x, mask, m, Z = residuals
+        axes = want_axes("log_softmax", axis, x.ndim)
         dy = wide(dy) if mask is None else jnp.where(mask, wide(dy), 0)
-        p = jnp.exp(wide(y))
-        dx = (dy - p * jnp.sum(dy, axes, keepdims=True)) / temperature
-        dx = dx.astype(y.dtype)
+        e = jnp.exp(exponents(x, mask, m, temperature))
+        dx = (dy - e * (jnp.sum(dy, axes, keepdims=True) / Z)) / temperature
+        dx = dx.astype(x.dtype)
         return (dx,) if mask is None else (dx, None)
 
     return masked_or_not(forward, mask), backward

@@ -1,9 +1,9 @@
 """What the softmax family shares: exponents of which the largest is 0, so that none overflows, and masks.
 
-    a = (x - m) / T,    m = max x
+    a = (x - m) / T,    m = max x,    Z = Σ eᵃ
 
 m takes nothing from the result. x / T is never formed: it would round at the size of x. A masked entry counts as -∞, so
-its eᵃ is 0; where no entry of a row takes part, m is 0 instead, for -∞ - (-∞) is no number.
+its eᵃ is 0. Z is at least 1, for the largest entry alone gives 1; in a row of which no entry takes part it is 0.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from manual_backprop.contract import InputError
 from manual_backprop.ops.arrays import want_axes, want_float, wide
 
 
 def maximum(x, mask, axes: tuple[int, ...]) -> jax.Array:
-    """m, of size 1 along the axes."""
+    """m, of size 1 along the axes; finite, for ∞ - ∞ is no number."""
     m = jnp.max(taking_part(x, mask), axes, keepdims=True, initial=-jnp.inf)
-    return jnp.where(m == -jnp.inf, 0, m)
+    finite = jnp.finfo(m.dtype)
+    return lax.clamp(finite.min, m, finite.max)
 
 
 def exponents(x, mask, m, temperature: float) -> jax.Array:
@@ -30,13 +32,6 @@ def exponents(x, mask, m, temperature: float) -> jax.Array:
 
 def taking_part(x, mask) -> jax.Array:
     return wide(x) if mask is None else jnp.where(mask, wide(x), -jnp.inf)
-
-
-def log_of_sum(a, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """s = ln Σ eᵃ, of size 1 along the axes, and whether any entry takes part; s is 0 where none does."""
-    total = jnp.sum(jnp.exp(a), axes, keepdims=True)
-    some = total > 0
-    return jnp.log(jnp.where(some, total, 1)), some
 
 
 def want_options(op: str, axis, temperature: float, mask: bool) -> None:

@@ -40,8 +40,8 @@ def softmax(*, axis: int | tuple[int, ...] | None = -1, temperature: float = 1.0
     def forward(x, mask):
         axes = check("softmax", x, mask, axis)
         e = jnp.exp(exponents(x, mask, maximum(x, mask, axes), temperature))
-        total = jnp.sum(e, axes, keepdims=True)
-        y = (e / jnp.where(total == 0, 1, total)).astype(x.dtype)
+        Z = jnp.sum(e, axes, keepdims=True)
+        y = (e / jnp.maximum(Z, 1)).astype(x.dtype)
         return y, Residuals(y)
 
     def backward(residuals, dy):
