@@ -171,7 +171,7 @@ def test_an_error_of_1e_4_in_float32_does_not_hide_in_a_kernel_that_has_no_float
 def test_a_constant_written_with_eight_digits_is_caught():
     """In float32 it is right; in float64 its primal is off by 1e-8, and that is no rounding."""
     gelu = lambda x: 0.5 * x * (1 + jnp.tanh(0.79788456 * (x + 0.044715 * x**3)))
-    report = check_vjp(gelu, jax.nn.gelu, *CASES["gelu, tanh"].args())
+    report = check_vjp(gelu, jax.nn.gelu, *CASES["gelu"].args())
     assert {finding.property for finding in report.failures} == {"primal in float64", "gradient in float64"}
 
 
@@ -299,7 +299,7 @@ def test_global_configuration_stays_as_it_was():
 
 
 def test_the_same_seed_gives_the_same_report():
-    case = CASES["gelu, tanh"]
+    case = CASES["gelu"]
     reports = [str(check_vjp(case.unit, case.reference, *case.args(), seed=seed)) for seed in (0, 0, 1)]
     assert reports[0] == reports[1] != reports[2]
 

@@ -1,5 +1,6 @@
 """Every command and every snippet of the READMEs is run."""
 
+import importlib
 import os
 import re
 import shlex
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from cases import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 TEXTS = {path: (ROOT / path).read_text() for path in ("README.md", "experiments/README.md")}
@@ -71,6 +74,16 @@ def test_links_lead_somewhere():
     for name, text in TEXTS.items():
         for target in re.findall(r"\]\(([^)]+)\)", text):
             assert (ROOT / name).parent.joinpath(target).exists(), target
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda module: module.__name__)
+def test_the_ops_are_the_ops(family):
+    name = family.__name__.removeprefix("cases.")
+    row = re.search(
+        rf"^\| \[{name}\]\(manual_backprop/ops/{name}/__init__.py\) \| (.*) \|$", TEXTS["README.md"], re.MULTILINE
+    )
+    module = importlib.import_module(f"manual_backprop.ops.{name}")
+    assert re.findall(r"`(\w+)`", row[1]) == sorted(op for op in module.__all__ if op.islower())
 
 
 def test_the_tree_is_the_tree():

@@ -65,6 +65,7 @@ def compare(info, sample, function) -> None:
 
     y, pull = jax.vjp(ours, *(jnp.asarray(to_numpy(flat[i])) for i in moving))
     theirs = info.op(sample.input, *sample.args, **sample.kwargs)
+    theirs = tuple(theirs) if isinstance(theirs, tuple) else theirs  # PyTorch's named tuples are none of Python's
     wanted = [leaf for leaf in jax.tree.leaves(theirs) if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
     got = jax.tree.leaves(y)
     assert len(got) == len(wanted), f"{len(got)} outputs, PyTorch has {len(wanted)}"

@@ -61,7 +61,7 @@ def spec(x) -> Spec:
 
 
 def want_axes(op: str, axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
-    """The axes as distinct numbers from 0, in order; None: all. Raises InputError for one out of range or given twice."""
+    """The axes as distinct numbers from 0, in order; None: all. Raises InputError for one out of range or twice."""
     axes = range(ndim) if axis is None else (axis,) if isinstance(axis, int) else tuple(axis)
     for one in axes:
         if not (isinstance(one, int) and -ndim <= one < ndim):

@@ -48,7 +48,7 @@ def formula(allowed: Callable = band, scale=None, softcap=None, lse=False, keep:
     """y = p v. keep(key, shape of p): the probabilities that are kept, over the part of them that is."""
 
     def reference(q, k, v, mask=True, bias=0.0, key=None):
-        wide = jnp.promote_types(q.dtype, jnp.float32)
+        wide = jnp.result_type(q, jnp.float32)
         s = jnp.einsum("...tnh,...snh->...nts", q, repeated(q, k)) * (
             1 / math.sqrt(q.shape[-1]) if scale is None else scale
         )
@@ -59,7 +59,7 @@ def formula(allowed: Callable = band, scale=None, softcap=None, lse=False, keep:
         p = jnp.where(some[..., None], jax.nn.softmax(s), 0)
         if keep is not None:
             p = p * keep(key, p.shape)
-        y = jnp.einsum("...nts,...snh->...tnh", p.astype(v.dtype), repeated(q, v))
+        y = jnp.einsum("...nts,...snh->...tnh", p.astype(jnp.result_type(v)), repeated(q, v))
         total = jnp.where(some, jax.nn.logsumexp(s, -1), -jnp.inf)
         return (y, jnp.swapaxes(total, -1, -2)) if lse else y
 
@@ -108,7 +108,7 @@ def further(*shapes, mask=None, bias=None, key=False) -> Draw:
 
 def rotated(base: float, x, positions):
     """As the model codes write it: the halves of a head turned by angles. (Gemma, `apply_rope`.)"""
-    H = x.shape[-1]
+    x, H = jnp.asarray(x), x.shape[-1]
     timescale = base ** (2 * jnp.arange(H // 2) / H)
     angle = (positions[..., None] / timescale)[..., None, :].astype(jnp.promote_types(x.dtype, jnp.float32))
     first, second = jnp.split(x, 2, axis=-1)
@@ -120,6 +120,7 @@ def turned(base: float, R: int) -> Callable:
     """As complex numbers, of neighbouring entries, the first R of a head."""
 
     def reference(x, positions):
+        x = jnp.asarray(x)
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         pairs = wide[..., :R].reshape(*x.shape[:-1], R // 2, 2)
         angle = positions[..., None, None] * base ** (-2 * jnp.arange(R // 2) / R)

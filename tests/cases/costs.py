@@ -193,7 +193,7 @@ OPS = [
     Case("absolute_error, mask", mb.ops.absolute_error(weights=True), weighted_mean(lambda a, t: jnp.abs(a - t)), masked(normal((7, 5), (7, 5)), 7, 5)),
     Case("huber", mb.ops.huber(), mean(optax.huber_loss), normal((7, 5), (7, 5)), normal((4096, 512), (4096, 512))),
     Case("huber, none, weights", mb.ops.huber(delta=0.7, reduction="none", weights=True), lambda a, t, w: w * optax.huber_loss(a, t, delta=0.7), weighted(normal((7, 5), (7, 5)), (7, 5))),
-    Case("binary_cross_entropy", mb.ops.binary_cross_entropy(), mean(optax.sigmoid_binary_cross_entropy), shares(7, 5), shares(2048, 512)),
+    Case("binary_cross_entropy", mb.ops.binary_cross_entropy(), mean(binary_costs), shares(7, 5), shares(2048, 512)),
     Case("binary_cross_entropy, positive weight", mb.ops.binary_cross_entropy(positive_weight=True, reduction="sum"), lambda *args: jnp.sum(binary_costs(*args)), weighted(shares(7, 5), (5,))),
     Case("binary_cross_entropy, all weights", mb.ops.binary_cross_entropy(positive_weight=True, weights=True), weighted_mean(binary_costs), weighted(shares(7, 5), (1,), (7, 5))),
     Case("kl_divergence", mb.ops.kl_divergence(), mean(optax.losses.kl_divergence), shares(7, 5), shares(2048, 512)),
@@ -275,6 +275,19 @@ def all_masked(draw: Draw) -> Draw:
     return lambda rng: (*draw(rng)[:-1], np.zeros(4, bool))
 
 
+def possible_divergence(log_prediction, log_target):
+    """Of the outcomes that the target does not exclude, whose logarithm is -∞."""
+    some = log_target > -jnp.inf
+    u, q = (jnp.where(some, x, 0) for x in (log_target, log_prediction))
+    return jnp.mean(jnp.sum(jnp.where(some, jnp.exp(u) * (u - q), 0), -1))
+
+
+def excluded(rng):
+    q, u = rng.standard_normal((2, 4, 3))
+    q[:, 1], u[:, 1], u[0, 0] = -np.inf, -np.inf, -np.inf
+    return q, u
+
+
 LARGE = np.array([[1e4, -1e4, 0.0], [-1e4, -1e4, -1e4], [1e-30, 0, 1e4], [3.0, 3.0, 3.0]])
 CLASSES = np.array([0, 1, 2, 2], np.int32)
 UNLIKELY = np.array([1, 0, 0, 1], np.int32)
@@ -287,7 +300,9 @@ EXTREMES: list[Case] = [
     Case("huber, large and ties", mb.ops.huber(), mean(optax.huber_loss), exactly(LARGE, np.abs(LARGE))),
     Case("binary_cross_entropy, large", mb.ops.binary_cross_entropy(), mean(optax.sigmoid_binary_cross_entropy), exactly(LARGE, SIGNS)),
     Case("kl_divergence, small shares", mb.ops.kl_divergence(), mean(optax.losses.kl_divergence), exactly(-np.abs(LARGE), SIGNS + 1e-4)),
+    Case("kl_divergence, excluded outcomes", mb.ops.kl_divergence(log_target=True), possible_divergence, excluded),
     Case("cosine_similarity, nothing and large", mb.ops.cosine_similarity(), cosine, exactly(np.concatenate([LARGE, np.zeros((1, 3))]), np.ones((5, 3)))),
+    Case("cosine_similarity, shorter than eps", mb.ops.cosine_similarity(eps=5.0), lambda u, v: optax.losses.cosine_similarity(u, v, epsilon=25.0), exactly(SIGNS, LARGE)),
     Case("info_nce, parallel", mb.ops.info_nce(temperature=0.2), mean(contrast), exactly(LARGE, LARGE)),
     Case("softmax_cross_entropy, large", mb.ops.softmax_cross_entropy(), integer_cross_entropy, exactly(LARGE, CLASSES)),
     Case("softmax_cross_entropy, large and wrong", mb.ops.softmax_cross_entropy(), integer_cross_entropy, exactly(LARGE, UNLIKELY)),

@@ -132,7 +132,7 @@ GROUPED = conv_case("conv, in groups", (2, 3, 11, 4), (3, 2, 6), (6,), strides=3
 DEPTHWISE = conv_case("conv, depthwise", (2, 7, 5, 3), (3, 2, 1, 6), strides=(2, 1), padding="VALID", groups=3)
 
 OPS = [
-    Case("dense", mb.ops.dense(), flax_dense, normal((7, 5), (5, 3), (3,)), normal((512, 512), (512, 1024), (1024,))),
+    Case("dense", mb.ops.dense(), flax_dense, normal((7, 5), (5, 3), (3,)), normal((640, 512), (512, 1024), (1024,))),
     Case("dense, one vector", mb.ops.dense(), flax_dense, normal((5,), (5, 3), (3,))),
     Case("dense, two leading axes", mb.ops.dense(), flax_dense, normal((2, 7, 5), (5, 3), (3,))),
     Case("dense, no bias", mb.ops.dense(bias=False), flax_dense, normal((7, 5), (5, 3))),
@@ -141,7 +141,7 @@ OPS = [
         mb.ops.low_rank_dense(scale=0.7),
         low_rank(0.7),
         normal((2, 7, 5), (5, 3), (5, 2), (2, 3)),
-        normal((512, 512), (512, 1024), (512, 8), (8, 1024)),
+        normal((640, 512), (512, 1024), (512, 8), (8, 1024)),
     ),
     Case(
         "low_rank_dense, frozen",

@@ -271,6 +271,7 @@ SCALE, BIAS = np.array([1.5, -0.5, 2.0, 0.75, -1.25]), np.array([0.5, -1.0, 0.25
 ROWS = {
     "1e4": 1e4 * NOISE,
     "1e18": 1e18 * NOISE,
+    "1e30": 1e30 * NOISE,
     "1e-4": 1e-4 * NOISE,
     "denormal": 1e-41 * NOISE,
     "far from zero": 1e4 + NOISE,  # E[x²] - E[x]² has no digit left of this in float32
@@ -298,7 +299,7 @@ EXTREMES: list[Case] = [
     ),
     *(
         extreme(f"{op.name}, {what}", op, reference, np.stack([ROWS[what]] * 2))
-        for what in ("1e18", "far from zero", "constant")
+        for what in ("1e18", "1e30", "far from zero", "constant")
         for op, reference in (
             (mb.ops.group_norm(groups=1), flax_group_norm(1)),
             (mb.ops.instance_norm(), flax_instance_norm()),

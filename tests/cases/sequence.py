@@ -51,6 +51,7 @@ def flax_rnn(op: str, axis: int = 0, reverse: bool = False, **options) -> Callab
         state, parameters = ((rest[0], h), rest[1:]) if op == "lstm" else (h, rest)
         cell, variables = flax_cell(op, h.shape[-1], *parameters, **options)
         net = nn.RNN(cell, time_major=axis == 0, reverse=reverse, keep_order=True, return_carry=True)
+        state = jax.tree.map(lambda s: s.astype(jnp.result_type(x, h, *rest)), state)  # flax's carry keeps its dtype
         state, hs = net.apply({"params": {"cell": variables["params"]}}, x, initial_carry=state)
         return hs, state[::-1] if op == "lstm" else state
 
@@ -72,8 +73,9 @@ def scan_recurrence(axis: int = 0, reverse: bool = False) -> Callable:
     def then(left, right):
         return left[0] * right[0], right[0] * left[1] + right[1]
 
-    def reference(a, x, h=None):
-        a, x = (jnp.moveaxis(v, axis, 0) for v in (jnp.broadcast_to(a, x.shape), x))
+    def reference(x, a, h=None):
+        shape, dtype = x.shape, jnp.result_type(x, a)
+        a, x = (jnp.moveaxis(jnp.broadcast_to(v, shape), axis, 0).astype(dtype) for v in (a, x))
         if h is not None:  # as a step of its own
             ends = (0, 1) if reverse else (1, 0)
             a = jnp.pad(a, (ends, *[(0, 0)] * h.ndim))
@@ -89,8 +91,8 @@ def scan_recurrence(axis: int = 0, reverse: bool = False) -> Callable:
 def of_parts(function: Callable) -> Callable:
     """A function of complex numbers as one of their real and imaginary parts."""
 
-    def on_parts(a, x, b, y):
-        h = function(a + 1j * x, b + 1j * y)
+    def on_parts(x, y, a, b):
+        h = function(x + 1j * y, a + 1j * b)
         return h.real, h.imag
 
     return on_parts
@@ -132,11 +134,11 @@ def sequence(op: str, name: str, x: tuple[int, ...], large=None, **options) -> C
 
 
 def decays(x: tuple[int, ...], a: tuple[int, ...] | None = None, h: tuple[int, ...] | None = None) -> Draw:
-    """a between -1 and 1, x, and the state before them if it has a shape."""
+    """x, a between -1 and 1, and the state before them if it has a shape."""
 
     def draw(rng):
         rest = () if h is None else (rng.standard_normal(h),)
-        return rng.uniform(-1, 1, x if a is None else a), rng.standard_normal(x), *rest
+        return rng.standard_normal(x), rng.uniform(-1, 1, x if a is None else a), *rest
 
     return draw
 
@@ -199,13 +201,13 @@ LAYERS: list[Case] = [
 
 
 def rotations(rng):
-    """Complex numbers of modulus one, in parts, and inputs."""
+    """Complex inputs, and numbers of modulus one, in parts."""
     angle = rng.uniform(-3, 3, (19, 5))
-    return np.cos(angle), np.sin(angle), *normal((19, 5), (19, 5))(rng)
+    return *normal((19, 5), (19, 5))(rng), np.cos(angle), np.sin(angle)
 
 
 ONE_STEP = normal((1, 2, 5), (1, 2, 5))
-ZEROS_AND_ONES = (np.array([0.0, 1.0, -1.0, 1.0, 0.0, 1.0, -1.0])[:, None], np.linspace(-3.0, 4.0, 14).reshape(7, 2))
+ZEROS_AND_ONES = (np.linspace(-3.0, 4.0, 14).reshape(7, 2), np.array([0.0, 1.0, -1.0, 1.0, 0.0, 1.0, -1.0])[:, None])
 
 EXTREMES: list[Case] = [
     Case("saturated rnn", mb.ops.rnn(), flax_rnn("rnn"), recurrent("rnn", (3, 2, 5), 3, scale=1e4)),
@@ -220,9 +222,9 @@ EXTREMES: list[Case] = [
     sequence("gru", "gru, one step", (1, 2, 5)),
     sequence("lstm", "lstm, a whole chunk", (16, 2, 5), reverse=True),
     Case("a decay of 0, 1 and -1", mb.ops.linear_recurrence(), scan_recurrence(), exactly(*ZEROS_AND_ONES)),
-    Case("no decay at all", mb.ops.linear_recurrence(), scan_recurrence(), exactly(np.ones(()), np.ones((7, 2)))),
-    Case("growth", mb.ops.linear_recurrence(), scan_recurrence(), exactly(np.full((5, 2), 30.0), np.ones((5, 2)))),
-    Case("a decay to denormals", mb.ops.linear_recurrence(), scan_recurrence(), exactly(np.full((5, 2), 1e-8), np.ones((5, 2)))),
+    Case("no decay at all", mb.ops.linear_recurrence(), scan_recurrence(), exactly(np.ones((7, 2)), np.ones(()))),
+    Case("growth", mb.ops.linear_recurrence(), scan_recurrence(), exactly(np.ones((5, 2)), np.full((5, 2), 30.0))),
+    Case("a decay to denormals", mb.ops.linear_recurrence(), scan_recurrence(), exactly(np.ones((5, 2)), np.full((5, 2), 1e-8))),
     Case("one step of a recurrence", mb.ops.linear_recurrence(), scan_recurrence(), ONE_STEP),
     Case("complex rotations", of_parts(mb.ops.linear_recurrence()), of_parts(scan_recurrence()), rotations),
 ]  # fmt: skip
@@ -326,11 +328,11 @@ MISTAKES: dict = {
     "rnn: integers": (lambda: mb.ops.rnn()(X.astype(int), H, WX, WH, B), "rnn: x is int32; wants floating point"),
     "rnn_cell: a scalar": (lambda: mb.ops.rnn_cell()(X[0, 0, 0], H, WX, WH, B), "rnn_cell: x has shape (); wants [..., in]"),
     "linear_recurrence: a of another length": (
-        lambda: mb.ops.linear_recurrence()(jnp.ones((6, 5)), jnp.ones((7, 5))),
+        lambda: mb.ops.linear_recurrence()(jnp.ones((7, 5)), jnp.ones((6, 5))),
         "linear_recurrence: a has shape (6, 5), x (7, 5); a must broadcast to (7, 5)",
     ),
     "linear_recurrence: a larger than x": (
-        lambda: mb.ops.linear_recurrence()(jnp.ones((7, 5)), jnp.ones(7)),
+        lambda: mb.ops.linear_recurrence()(jnp.ones(7), jnp.ones((7, 5))),
         "linear_recurrence: a has shape (7, 5), x (7,)",
     ),
     "linear_recurrence: h with time": (
@@ -338,7 +340,7 @@ MISTAKES: dict = {
         "linear_recurrence: h has shape (7, 2, 5); wants (2, 5), x's without time",
     ),
     "linear_recurrence: integers": (
-        lambda: mb.ops.linear_recurrence()(X, X.astype(int)),
+        lambda: mb.ops.linear_recurrence()(X.astype(int), X),
         "linear_recurrence: x is int32; wants floating point",
     ),
     "linear_recurrence: no time": (

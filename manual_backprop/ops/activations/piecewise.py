@@ -66,14 +66,14 @@ def hard_sigmoid():
 
 @op
 def hard_silu():
-    """y = x h(x) for the hard sigmoid h;  dx = dy · (h + x h′), h′ = 1/6 where 0 < x + 3 < 6, else 0.  Saved: x.
+    """y = x h(x) for the hard sigmoid h;  dx = dy · (h + x h′).  Saved: x, since y takes values twice.
 
-    (Howard et al. 2019, arXiv:1905.02244.)
+    h + x h′ is (2x + 3) / 6 where 0 < x + 3 < 6; beyond it 1, before it 0.  (Howard et al. 2019, arXiv:1905.02244.)
     """
     return from_input(
         "hard_silu",
         lambda x: x * hard_gate(x),
-        lambda x: hard_gate(x) + jnp.where(is_between(x), x / 6, 0),
+        lambda x: jnp.where(is_between(x), (2 * x + 3) / 6, x > 0),
     )
 
 

@@ -2,8 +2,8 @@
 
     y = x where x ≥ 0, else s x
 
-The slope s is one number, or one a feature; every x below 0 that it met is a path from s to C. With g the part of dy where
-x is below 0, and 0 elsewhere,
+The slope s is one number, or one a feature; every x below 0 that it met is a path from s to C. With g = dy where x is
+below 0, and 0 elsewhere,
 
     dx = (dy - g) + s g,    ds = Σ g x      (Σ over what s was broadcast along)
 

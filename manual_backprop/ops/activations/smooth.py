@@ -158,9 +158,11 @@ def exponential_unit(name: str, alpha: float, stretch: float = 1.0, scale: float
     """y = scale · x where x > 0, else scale · α (e^(x/stretch) - 1). e is of no positive number, lest it overflow."""
 
     def f(x):
-        return scale * jnp.where(x > 0, x, alpha * jnp.expm1(jnp.minimum(x, 0) / stretch))
+        below = jnp.where(x > 0, 0, x)
+        return scale * jnp.where(x > 0, x, alpha * jnp.expm1(below / stretch))
 
     def derivative(x):
-        return scale * jnp.where(x > 0, 1, (alpha / stretch) * jnp.exp(jnp.minimum(x, 0) / stretch))
+        below = jnp.where(x > 0, 0, x)
+        return scale * jnp.where(x > 0, 1, (alpha / stretch) * jnp.exp(below / stretch))
 
     return from_input(name, f, derivative)

@@ -7,7 +7,7 @@ queries at a time, and in the backward pass made again, from two numbers a query
     Dᵢ = Σⱼ pᵢⱼ dpᵢⱼ - dlseᵢ = Σ yᵢ · dyᵢ - dlseᵢ    (Σ over the entries of the head)
 
     ds = p · (dp - D),    dq = scale · dz k, each chunk its own;
-    dk = dzᵀ (scale · q),    dv = (p · m / keep)ᵀ dy,    summed over the chunks
+    dk = dzᵀ (scale · q),    dv = (p · b / keep)ᵀ dy,    summed over the chunks
 
 Saved: the arguments, y, m and l. (lse alone would do, but rounds at the size of s, and p with it.)
 """
@@ -106,7 +106,7 @@ def chunked_attention(
         return list(runs(T, S, chunk, band)), block
 
     def dropped(x, kept):
-        """x · m / keep."""
+        """x · b / keep."""
         return x if kept is None else jnp.where(kept, x / keep_probability, 0)
 
     def forward(q, k, v, mask, bias, key):
@@ -143,8 +143,9 @@ def chunked_attention(
             dbias = None if bias is None else added_to_pairs(dbias, ds, i, b.j)
             return (dk, dv, dbias), swapped(dq).astype(q.dtype)
 
-        dk, dv = (jnp.zeros_like(swapped(x), wide_dtype(x.dtype)) for x in (k, v))
-        dbias = None if bias is None else jnp.zeros_like(bias, wide_dtype(bias.dtype))
+        dtype = wide_dtype(jnp.result_type(q, k, v, *([] if bias is None else [bias])))
+        dk, dv = (jnp.zeros_like(swapped(x), dtype) for x in (k, v))
+        dbias = None if bias is None else jnp.zeros_like(bias, dtype)
         (dk, dv, dbias), dq = over_chunks(all_runs, step, (dk, dv, dbias))
         dbias = None if bias is None else dbias.astype(bias.dtype)
         return scoring.cotangents(dq, swapped(dk).astype(k.dtype), swapped(dv).astype(v.dtype), dbias)

@@ -2,11 +2,11 @@
 
 For each head, rows over the queries and columns over the keys, with the scores s of `scores.py`:
 
-    y = (p · m / keep) v,    pᵢⱼ = e^sᵢⱼ / Σₖ e^sᵢₖ,    lseᵢ = ln Σₖ e^sᵢₖ       (m: which probabilities dropout keeps)
+    y = (p · b / keep) v,    pᵢⱼ = e^sᵢⱼ / Σₖ e^sᵢₖ,    lseᵢ = ln Σₖ e^sᵢₖ       (b: 1 where dropout keeps p, else 0)
 
 pᵢⱼ reaches the cost through yᵢ only; sᵢⱼ by pᵢⱼ, by the sum under every pᵢₖ, and by lseᵢ, for ∂lseᵢ/∂sᵢⱼ = pᵢⱼ:
 
-    dv = (p · m / keep)ᵀ dy,    dp = (dy vᵀ) · m / keep,    ds = p · (dp - Σⱼ p dp + dlse)
+    dv = (p · b / keep)ᵀ dy,    dp = (dy vᵀ) · b / keep,    ds = p · (dp - Σⱼ p dp + dlse)
     dz = ds · (1 - t²) with t = tanh(z / c) where there is a softcap c, else ds;    dbias = Σ ds over the copied axes
     dq = scale · dz k,    dk = dzᵀ (scale · q)        (k and v: summed over the query heads of their group)
 
@@ -39,7 +39,7 @@ class Residuals(NamedTuple):
     q: jax.Array  # [..., T, N, H]
     k: jax.Array  # [..., S, K, H]
     v: jax.Array  # [..., S, K, Hv]
-    bias: Spec | None  # of an array that broadcasts to [..., N, T, S]
+    of_bias: Spec | None  # of an array that broadcasts to [..., N, T, S]
     p: jax.Array  # [..., N, T, S]; negative where dropped
 
 
@@ -83,7 +83,7 @@ def attention(
         return y, Residuals(q, k, v, bias if bias is None else spec(bias), p)
 
     def backward(residuals, dy):
-        q, k, v, bias, p = residuals
+        q, k, v, of_bias, p = residuals
         dy, dlse = dy if lse else (dy, None)
         factor, K = scoring.factor(q.shape[-1]), k.shape[-2]
         q_, k_, dy = swapped(wide(q) * factor), swapped(k), swapped(dy)
@@ -99,11 +99,11 @@ def attention(
             dz = ds * ((1 - t) * (1 + t))
         dq = swapped(to_queries(dz, k_) * factor).astype(q.dtype)
         dk = swapped(to_keys(dz, q_, K)).astype(k.dtype)
-        dbias = None if bias is None else sum_to(ds, bias.shape).astype(bias.dtype)
+        dbias = None if of_bias is None else sum_to(ds, of_bias.shape).astype(of_bias.dtype)
         return scoring.cotangents(dq, dk, swapped(dv).astype(v.dtype), dbias)
 
     def kept(p):
-        """p · m / keep."""
+        """p · b / keep."""
         return jnp.maximum(p, 0) / keep_probability if scoring.dropping else p
 
     return scoring.takes_them(forward), backward

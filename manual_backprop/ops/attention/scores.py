@@ -184,7 +184,7 @@ def _product(spec: str, a, b) -> jax.Array:
 
 
 def softmax_parts(s) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """e = e^(s - m), m = max s and l = Σ e over the keys: p = e / l. Where nothing may be attended they are 0, -∞ and 1.
+    """e = e^(s - m), m = max s, l = Σ e over the keys; p = e / l. Where nothing may be attended they are 0, -∞ and 1.
 
     So m + ln l is lse everywhere; it is not formed on the way to p, for it would round at the size of s.
     """

@@ -33,7 +33,7 @@ def mean_squared_error(*, reduction: str = "mean", weights: bool = False):
         da = dc · 2 (a - t),    dt = -da
 
     The reductions and the weights: `reduction.py`.  Raises InputError for shapes that differ, and for no entries.
-    Source: Legendre 1805, the method of least squares.  Saved: the arguments, nothing new.
+    Source: Rumelhart, Hinton & Williams 1986, eq. 3.  Saved: the arguments, nothing new.
     """
     return of_errors("mean_squared_error", jnp.square, lambda e: 2 * e, reduction, weights)
 
@@ -45,7 +45,7 @@ def absolute_error(*, reduction: str = "mean", weights: bool = False):
         da = dc · sign(a - t),  0 at the kink,    dt = -da
 
     The reductions and the weights: `reduction.py`.  Raises InputError for shapes that differ, and for no entries.
-    Source: Laplace 1774, the law of errors whose likeliest value is the median.  Saved: the arguments, nothing new.
+    Source: Bloomfield & Steiger 1983, "Least absolute deviations".  Saved: the arguments, nothing new.
     """
     return of_errors("absolute_error", jnp.abs, jnp.sign, reduction, weights)
 
@@ -54,7 +54,7 @@ def absolute_error(*, reduction: str = "mean", weights: bool = False):
 def huber(*, delta: float = 1.0, reduction: str = "mean", weights: bool = False):
     """prediction [...], target [...] (, weights [...]) → C = ⟨c⟩, c = ½ e² where |e| ≤ δ, else δ (|e| - ½ δ).
 
-        da = dc · max(-δ, min(e, δ)),    dt = -da
+        c = q (e - ½ q),  q = max(-δ, min(e, δ)),    da = dc · q,    dt = -da
 
     huber / δ is the smooth L1 cost.  The reductions and the weights: `reduction.py`.
     Raises InputError unless δ > 0, for shapes that differ, and for no entries.
@@ -63,11 +63,10 @@ def huber(*, delta: float = 1.0, reduction: str = "mean", weights: bool = False)
     if not delta > 0:
         raise InputError(f"huber: delta is {delta}; wants a number above 0")
 
-    def cost(e):
-        quadratic = jnp.minimum(jnp.abs(e), delta)
-        return 0.5 * quadratic * quadratic + delta * (jnp.abs(e) - quadratic)
+    def clipped(e):
+        return jnp.where(jnp.abs(e) > delta, jnp.copysign(delta, e), e)
 
-    return of_errors("huber", cost, lambda e: jnp.clip(e, -delta, delta), reduction, weights)
+    return of_errors("huber", lambda e: clipped(e) * (e - 0.5 * clipped(e)), clipped, reduction, weights)
 
 
 def of_errors(name: str, cost: Callable, derivative: Callable, reduction: str, weights: bool):

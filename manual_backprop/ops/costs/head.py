@@ -51,6 +51,14 @@ def starts(size: int, chunk: int) -> tuple[int, jax.Array, jax.Array]:
     return length, jnp.minimum(new, size - length), new
 
 
+def filled(value: float, shape: tuple[int, ...], dtype, *of) -> jax.Array:
+    """What a scan over the slices of these arrays starts from.
+
+    Inside `jax.shard_map` it must vary over the devices as they do, so it is made of them: of none of their entries.
+    """
+    return jnp.full(shape, value, dtype) + sum(jnp.sum(jnp.ravel(x)[:0], dtype=dtype) for x in of)
+
+
 def take(x, start, length: int) -> jax.Array:
     return lax.dynamic_slice_in_dim(x, start, length)
 

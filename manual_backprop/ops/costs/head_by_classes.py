@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from manual_backprop.ops.arrays import wide_dtype
-from manual_backprop.ops.costs.head import Head, product, put, starts, take
+from manual_backprop.ops.costs.head import Head, filled, product, put, starts, take
 from manual_backprop.ops.costs.reduction import unless_masked
 
 
@@ -30,7 +30,7 @@ def forward(head: Head, chunk: int, h, index, weight) -> tuple[jax.Array, jax.Ar
             everything = everything + jnp.sum(jnp.where(fresh, z, 0), -1, keepdims=True)
         return (larger, total, jnp.where(here, own, right), everything), None
 
-    column = lambda value: jnp.full((h.shape[0], 1), value, dtype)
+    column = lambda value: filled(value, (h.shape[0], 1), dtype, h, index, weight)
     # A label beyond the classes is met in no slice: its logit stays NaN.
     empty = column(-jnp.inf), column(0), column(jnp.nan), column(0)
     (m, total, right, everything), _ = lax.scan(step, empty, (begins, news))
@@ -53,5 +53,6 @@ def backward(head: Head, chunk: int, h, index, weight, m, total, dc, w) -> tuple
         once = jnp.where(columns[:, None] >= new, rows, 0)
         return (dh + product(du, 1, once, 0), put(dweight, product(du, 0, h, 0), begin)), None
 
-    empty = jnp.zeros(h.shape, m.dtype), jnp.zeros_like(weight)
+    of = h, index, weight, m, dc
+    empty = filled(0, h.shape, m.dtype, *of), filled(0, weight.shape, weight.dtype, *of)
     return lax.scan(step, empty, (begins, news))[0]

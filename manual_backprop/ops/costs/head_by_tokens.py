@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from manual_backprop.ops.arrays import wide_dtype
-from manual_backprop.ops.costs.head import Head, product, put, starts, take
+from manual_backprop.ops.costs.head import Head, filled, product, put, starts, take
 from manual_backprop.ops.costs.reduction import unless_masked
 
 
@@ -33,5 +33,6 @@ def forward(head: Head, chunk: int, h, index, weight, dc, w) -> tuple[jax.Array,
         dweight = dweight + product(du, 0, once, 0)
         return (put(c, costs, begin), put(dh, product(du, 1, weight, 0), begin), dweight), None
 
-    empty = jnp.zeros((h.shape[0], 1), dtype), jnp.zeros(h.shape, dtype), jnp.zeros(weight.shape, dtype)
+    shapes = (h.shape[0], 1), h.shape, weight.shape
+    empty = tuple(filled(0, shape, dtype, h, index, weight, dc) for shape in shapes)
     return lax.scan(step, empty, (begins, news))[0]

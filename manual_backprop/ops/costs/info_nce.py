@@ -61,7 +61,7 @@ def info_nce(
         check(queries, keys, reduction)
         lengths = (length(wide(queries), -1, eps), length(wide(keys), -1, eps)) if normalized else ()
         q, k = vectors(queries, keys, lengths)
-        s = jnp.einsum("...id,...jd->...ij", q / temperature, k)
+        s = jnp.einsum("...id,...jd->...ij", q, k) / temperature
         right = jnp.diagonal(s, axis1=-2, axis2=-1)
         rows, columns = largest_and_log_sum(s, -1), largest_and_log_sum(s, -2) if symmetric else ()
         costs = jnp.squeeze(rows[1], -1) - (right - jnp.squeeze(rows[0], -1))
@@ -77,8 +77,9 @@ def info_nce(
         ds = dc[..., :, None] * (softmax(s, *rows) - identity)
         if symmetric:
             ds = 0.5 * (ds + (softmax(s, *columns) - identity) * dc[..., None, :])
-        dq = jnp.einsum("...ij,...jd->...id", ds, k) / temperature
-        dk = jnp.einsum("...ij,...id->...jd", ds, q) / temperature
+        ds = ds / temperature
+        dq = jnp.einsum("...ij,...jd->...id", ds, k)
+        dk = jnp.einsum("...ij,...id->...jd", ds, q)
         if normalized:
             dq, dk = through_length(dq, q, lengths[0]), through_length(dk, k, lengths[1])
         return dq.astype(queries.dtype), dk.astype(keys.dtype)

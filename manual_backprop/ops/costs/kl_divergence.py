@@ -1,17 +1,17 @@
 """The Kullback-Leibler divergence of a prediction from a target, both distributions along the last axis.
 
-    c = Σⱼ tⱼ (ln tⱼ - qⱼ),    q = the logarithms of the prediction
+    c = Σⱼ tⱼ rⱼ,    rⱼ = ln tⱼ - qⱼ,    q = the logarithms of the prediction
 
 q is taken to be normalised already (as `jax.nn.log_softmax` gives it), so each of its entries is a path of its own; so
 is each tⱼ, where ∂(t ln t)/∂t = ln t + 1:
 
-    dq = -dc · t,    dt = dc · (ln t + 1 - q)
+    dq = -dc · t,    dt = dc · (r + 1)
 
 With `log_target=True` the target is given as u = ln t, and by the chain rule du = t dt:
 
-    dq = -dc · eᵘ,    du = dc · eᵘ (u + 1 - q)
+    dq = -dc · eᵘ,    du = dc · eᵘ (r + 1)
 
-A target of 0 costs nothing (0 ln 0 = 0), whatever q is there; its own derivative dt is -∞ there, as that of t ln t.
+A target of 0 costs nothing (0 ln 0 = 0), whatever q is there, so r counts as 0; dt is -∞ there, as that of t ln t.
 Source: Kullback & Leibler 1951, "On information and sufficiency".
 Saved: the arguments, nothing new.
 """
@@ -46,37 +46,28 @@ def kl_divergence(*, log_target: bool = False, reduction: str = "mean", weights:
 
     def forward(log_prediction, target, weights):
         check(log_prediction, target, reduction, weights)
-        c = costs(wide(log_prediction), *both(target))
-        return reduce(reduction, c, weights), Residuals(log_prediction, target, weights)
+        t, r = shares_and_ratios(log_prediction, target)
+        return reduce(reduction, jnp.sum(t * r, -1), weights), Residuals(log_prediction, target, weights)
 
     def forward_unweighted(log_prediction, target):
         return forward(log_prediction, target, None)
 
     def backward(residuals, dy):
-        q, w = wide(residuals.log_prediction), residuals.weights
-        t, ln_t = both(residuals.target)
-        dc = dcosts(reduction, dy, math.prod(q.shape[:-1]), w)[..., None]
+        log_prediction, target, w = residuals
+        t, r = shares_and_ratios(log_prediction, target)
+        dc = dcosts(reduction, dy, math.prod(t.shape[:-1]), w)[..., None]
         valid = (lambda slope: slope) if w is None else (lambda slope: unless_masked(slope, w[..., None]))
         dq = -dc * valid(t)
-        dtarget = dc * valid(where_some(t, t * (ln_t + 1 - q)) if log_target else ln_t + 1 - q)
-        cotangents = dq.astype(residuals.log_prediction.dtype), dtarget.astype(residuals.target.dtype)
-        return cotangents if w is None else (*cotangents, dweights(reduction, dy, costs(q, t, ln_t), w))
+        dtarget = dc * valid(t * (r + 1) if log_target else jnp.where(t == 0, -jnp.inf, r + 1))
+        cotangents = dq.astype(log_prediction.dtype), dtarget.astype(target.dtype)
+        return cotangents if w is None else (*cotangents, dweights(reduction, dy, jnp.sum(t * r, -1), w))
 
-    def both(target) -> tuple[jax.Array, jax.Array]:
-        """t and ln t."""
-        target = wide(target)
-        return (jnp.exp(target), target) if log_target else (target, jnp.log(target))
+    def shares_and_ratios(log_prediction, target) -> tuple[jax.Array, jax.Array]:
+        """t and r."""
+        t, ln_t = (jnp.exp(wide(target)), wide(target)) if log_target else (wide(target), jnp.log(wide(target)))
+        return t, jnp.where(t == 0, 0, ln_t - wide(log_prediction))
 
     return (forward if weights else forward_unweighted), backward
-
-
-def costs(q, t, ln_t) -> jax.Array:
-    return jnp.sum(where_some(t, t * (ln_t - q)), -1)
-
-
-def where_some(t, x) -> jax.Array:
-    """x, and 0 where t is 0: what has no share, has none of an infinity either."""
-    return jnp.where(t == 0, 0, x)
 
 
 def check(log_prediction, target, reduction: str, weights) -> None:

@@ -52,7 +52,7 @@ def bilinear(*, bias: bool = True):
         check(x1, x2, w)
         if through_u(w):
             u = product(x2, (-1,), w, (2,))
-            y = jnp.sum(u * x1[..., None, :], -1)
+            y = apply(u, x1)
         else:
             u = None
             y = product(outer(x1, x2), (-2, -1), w, (1, 2))
@@ -63,13 +63,13 @@ def bilinear(*, bias: bool = True):
         leading = tuple(range(x1.ndim - 1))
         if through_u(w):
             du = outer(dy, x1)
-            dx1 = jnp.sum(wide(dy)[..., None] * u, -2)
+            dx1 = apply(jnp.swapaxes(u, -1, -2), dy)
             dx2 = product(du, (-2, -1), w, (0, 1))
             dw = product(du, leading, x2, leading)
         else:
             dp = product(dy, (-1,), w, (0,))
-            dx1 = jnp.sum(dp * x2[..., None, :], -1)
-            dx2 = jnp.sum(dp * x1[..., :, None], -2)
+            dx1 = apply(dp, x2)
+            dx2 = apply(jnp.swapaxes(dp, -1, -2), x1)
             dw = product(dy, leading, outer(x1, x2), leading)
         cotangents = dx1.astype(x1.dtype), dx2.astype(x2.dtype), dw.astype(w.dtype)
         return (*cotangents, bias_gradient(dy, of_b)) if bias else cotangents
@@ -86,6 +86,11 @@ def through_u(w) -> bool:
 def outer(a, b) -> jax.Array:
     """aᵢ bⱼ, in at least float32."""
     return wide(a)[..., :, None] * wide(b)[..., None, :]
+
+
+def apply(m, v) -> jax.Array:
+    """Σⱼ mᵢⱼ vⱼ for each m [..., i, j] and v [..., j]."""
+    return jnp.einsum("...ij,...j->...i", m, v)
 
 
 def check(x1, x2, w) -> None:

@@ -8,7 +8,7 @@ xᵢ reaches y by two paths: itself, and rstd, where ∂rstd/∂xᵢ = -rstd² x
 
     dx = rstd · (g - x̂ · ⟨g · x̂⟩),    dscale = Σ dy · x̂        (Σ over the leading axes)
 
-⟨g · x̂⟩ and dscale are sums of one table, t = dy · x, by rows and by columns, as in `layer_norm`.
+⟨g · x̂⟩ and dscale are sums of one table, t = dy · x̂, by rows and by columns, as in `layer_norm`.
 
 Saved: x and one number a vector, rstd.
 """
@@ -25,7 +25,7 @@ from jax import lax
 from manual_backprop.contract import op, want_count
 from manual_backprop.ops.arrays import wide
 from manual_backprop.ops.norms.affine import affine, given, result_dtype, taking, want_eps
-from manual_backprop.ops.norms.layer_norm import check, column_sums, row_sums
+from manual_backprop.ops.norms.layer_norm import check, row_sums
 
 
 class Residuals(NamedTuple):
@@ -53,13 +53,12 @@ def rms_norm(*, eps: float = 1e-6, trailing_axes: int = 1, scale: bool = True):
 
     def backward(residuals, dy):
         x, scale, rstd = residuals
-        dy, x_ = wide(dy), wide(x)
-        t = dy * x_
-        d = math.prod(x.shape[-trailing_axes:])
-        mean_g_x_hat = row_sums(t, scale, axes) / d * rstd
+        dy, x_hat = wide(dy), wide(x) * rstd
+        t = dy * x_hat
+        mean_g_x_hat = row_sums(t, scale, axes) / math.prod(x.shape[-trailing_axes:])
         g = dy if scale is None else dy * scale
-        dx = rstd * (g - x_ * (rstd * mean_g_x_hat))
-        dscale = None if scale is None else column_sums(t, rstd, trailing_axes).astype(scale.dtype)
+        dx = rstd * (g - x_hat * mean_g_x_hat)
+        dscale = None if scale is None else jnp.sum(t, tuple(range(x.ndim - trailing_axes))).astype(scale.dtype)
         return given(dx.astype(x.dtype), dscale)
 
     return taking(forward, scale, bias=False), backward

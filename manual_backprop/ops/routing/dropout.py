@@ -34,16 +34,20 @@ class Residuals(NamedTuple):
 
 @op
 def dropout(*, keep_probability: float, broadcast_axes: tuple[int, ...] = ()):
-    """y = x · m / keep;  dx = dy · m / keep.  The draws are those of `jax.random.bernoulli(key, keep_probability)`.
+    """y = x · m / keep;  dx = dy · m / keep, with the draws of `jax.random.bernoulli(key, keep_probability)`.
 
-    x [...], key: of `jax.random`. Raises InputError for a probability outside (0, 1], and for what is no key.
+    x [...], key: of `jax.random`.  Saved: m, one bit a draw.  (Srivastava et al. 2014.)
+    Raises InputError for a probability outside (0, 1], and for what is no key.
     """
     return masked("dropout", keep_probability, lambda x: want_axes("dropout", broadcast_axes, x.ndim))
 
 
 @op
 def stochastic_depth(*, keep_probability: float):
-    """x [examples, ...], key → y: each example whole and scaled by 1 / keep, or 0.  dx = dy · m / keep."""
+    """x [examples, ...], key → y: each example whole and scaled by 1 / keep, or 0;  dx = dy · m / keep.
+
+    Saved: m.  (Huang et al. 2016.)
+    """
     return masked("stochastic_depth", keep_probability, lambda x: range(1, x.ndim))
 
 

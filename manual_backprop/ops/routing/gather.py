@@ -33,8 +33,9 @@ class Residuals(NamedTuple):
 
 @op
 def gather(*, axis: int = 0):
-    """x [..., size, ...], indices of any shape → y, in which that shape stands for the axis.  dx = Σ dy of the copies.
+    """x [..., size, ...], indices of any shape → y, in which that shape stands for the axis;  dx = Σ dy of the copies.
 
+    Saved: the indices.  (Bengio et al. 2003.)
     Raises InputError for indices that are no integers, and in an eager call for one out of range. Inside jit values are
     not known: as with `jnp.take`, such an index gives NaN, and no gradient. A negative index counts from the end.
     """
@@ -53,8 +54,9 @@ def gather(*, axis: int = 0):
 
 @op
 def gather_along(*, axis: int = -1):
-    """x [..., size, ...], indices [..., n, ...] → y [..., n, ...].  dx = Σ dy of the copies.
+    """x [..., size, ...], indices [..., n, ...] → y [..., n, ...];  dx = Σ dy of the copies.  Saved: the indices.
 
+    (Bengio et al. 2003.)
     The other axes of x and of indices are alike, or 1. What fits no index: as `gather`.
     """
 

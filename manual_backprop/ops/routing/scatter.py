@@ -45,7 +45,8 @@ class Written(NamedTuple):
 def scatter_add(*, axis: int = 0):
     """x [..., size, ...], indices of any shape, updates with that shape for the axis → y of x's shape.
 
-    dx = dy, dupdates = dy at the indices.  Raises InputError for shapes that do not fit, for indices that are no
+    dx = dy, dupdates = dy at the indices.  Saved: the indices.  (Griewank & Walther 2008.)
+    Raises InputError for shapes that do not fit, for indices that are no
     integers, and in an eager call for one out of range; inside jit such an update is dropped, as JAX does.
     """
 
@@ -67,8 +68,8 @@ def scatter_add(*, axis: int = 0):
 def scatter(*, axis: int = 0):
     """x [..., size, ...], indices of any shape, updates with that shape for the axis → y of x's shape.
 
-    dx = dy where x was kept, dupdates = dy at the indices of the updates that stayed, else 0.  Mistakes: as
-    `scatter_add`.
+    dx = dy where x was kept, dupdates = dy at the indices of the updates that stayed, else 0.
+    Saved: the indices, and which places and updates those are.  (Griewank & Walther 2008.)  Mistakes: as `scatter_add`.
     """
 
     def forward(x, indices, updates):

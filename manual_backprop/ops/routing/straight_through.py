@@ -2,7 +2,7 @@
 
     straight_through_round   y = clip(step · round(x / step), low, high);   dx = dy where low ≤ x ≤ high, else 0
                              (Bengio, Léonard & Courville 2013, arXiv:1308.3432; the clipping: Hubara et al. 2016)
-    stop_gradient            y = x;   dx = 0
+    stop_gradient            y = x;   dx = 0        (as in van den Oord, Vinyals & Kavukcuoglu 2017, arXiv:1711.00937, eq. 3)
     reverse_gradient         y = x;   dx = -scale · dy        (Ganin & Lempitsky 2015, arXiv:1409.7495, eq. 15)
 
 The derivative of rounding is 0 but at the jumps, so nothing below a quantiser would learn; the decree passes dy
@@ -36,6 +36,7 @@ def straight_through_round(
 ):
     """y = clip(step · round(x / step), low, high), halves to even;  dx = dy where low ≤ x ≤ high, else 0.
 
+    Saved: where that is, one byte a number; nothing where every x passes dy.  (Bengio, Léonard & Courville 2013.)
     `clip_gradient=False`: dx = dy everywhere.  Raises InputError for a step not above 0, and for low above high.
     """
     if not (0 < step < math.inf and low <= high):
@@ -47,7 +48,7 @@ def straight_through_round(
     def forward(x):
         want_float("straight_through_round", x=x)
         y = jnp.clip(step * jnp.round(wide(x) / step), low, high).astype(x.dtype)
-        return y, Inside(None if passes_all else (low <= x) & (x <= high))
+        return y, Inside(None if passes_all else wide(x) == jnp.clip(wide(x), low, high))
 
     def backward(residuals, dy):
         (inside,) = residuals
@@ -58,7 +59,7 @@ def straight_through_round(
 
 @op
 def stop_gradient():
-    """y = x;  dx = 0: below, x is a constant."""
+    """y = x;  dx = 0: below, x is a constant.  Saved: nothing.  (van den Oord et al. 2017.)"""
 
     def forward(x):
         want_float("stop_gradient", x=x)
@@ -72,7 +73,10 @@ def stop_gradient():
 
 @op
 def reverse_gradient(*, scale: float = 1.0):
-    """y = x;  dx = -scale · dy: what is below learns to raise the cost that what is above learns to lower."""
+    """y = x;  dx = -scale · dy: what is below learns to raise the cost that what is above learns to lower.
+
+    Saved: nothing.  (Ganin & Lempitsky 2015.)
+    """
 
     def forward(x):
         want_float("reverse_gradient", x=x)

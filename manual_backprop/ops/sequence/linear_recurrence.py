@@ -33,45 +33,45 @@ from manual_backprop.ops.sequence.through_time import before
 
 
 class Residuals(NamedTuple):
-    a: jax.Array  # broadcasts to x
     of_x: Spec  # [time, ...]
+    a: jax.Array  # broadcasts to x
     h: jax.Array | None  # [...], with `initial`
     hs: jax.Array  # [time, ...]
 
 
 @op
 def linear_recurrence(*, axis: int = 0, reverse: bool = False, initial: bool = False):
-    """hₜ = aₜ hₜ₋₁ + xₜ: a, which broadcasts to x's shape, and x [time, ...] → all h [time, ...].
+    """hₜ = aₜ hₜ₋₁ + xₜ: x [time, ...], and a, which broadcasts to x's shape → all h [time, ...].
 
     gₜ = dyₜ + aₜ₊₁ gₜ₊₁, dx = g, da = gₜ hₜ₋₁.  Saved: a and all h.  (Blelloch 1990.)
-    axis: that of time.  reverse: from the last step to the first.  initial: takes (a, x, h), h the state before the
+    axis: that of time.  reverse: from the last step to the first.  initial: takes (x, a, h), h the state before the
     first step, of x's shape without time; else that is zero. Real or complex, in at least float32 inside.
     Raises InputError for shapes that do not fit. Derivation: the module.
     """
 
-    def forward(a, x, h):
-        check(a, x, h, axis)
-        dtype = jnp.result_type(a, x) if h is None else jnp.result_type(a, x, h)
+    def forward(x, a, h):
+        check(x, a, h, axis)
+        dtype = jnp.result_type(x, a) if h is None else jnp.result_type(x, a, h)
         a_, x_ = (time_first(v, x.shape, axis, dtype) for v in (a, x))
         hs = recurrence(a_, x_, zero(x_) if h is None else h.astype(x_.dtype), reverse)
         hs = jnp.moveaxis(hs.astype(dtype), 0, axis)
-        return hs, Residuals(a, spec(x), h, hs)
+        return hs, Residuals(spec(x), a, h, hs)
 
     def backward(residuals, dy):
-        a, of_x, h, hs = residuals
+        of_x, a, h, hs = residuals
         a_, hs, dy = (time_first(v, hs.shape, axis, hs.dtype) for v in (a, hs, dy))
         g = recurrence(before(zero(a_), a_, not reverse), dy, zero(dy), not reverse)
         da = g * before(zero(hs) if h is None else h.astype(hs.dtype), hs, reverse)
         da = sum_to(jnp.moveaxis(da, 0, axis), a.shape)
         dx = jnp.moveaxis(g, 0, axis)
         if h is None:
-            return like(da, a), like(dx, of_x)
+            return like(dx, of_x), like(da, a)
         first = slice(-1, None) if reverse else slice(0, 1)
         dh = jnp.sum(a_[first] * g[first], 0)  # of one step, or of none
-        return like(da, a), like(dx, of_x), like(dh, h)
+        return like(dx, of_x), like(da, a), like(dh, h)
 
-    def forward_from_zero(a, x):
-        return forward(a, x, None)
+    def forward_from_zero(x, a):
+        return forward(x, a, None)
 
     return (forward if initial else forward_from_zero), backward
 
@@ -116,8 +116,8 @@ def like(d, argument) -> jax.Array:
     return (d.real if real else d).astype(argument.dtype)
 
 
-def check(a, x, h, axis: int) -> None:
-    for name, value in (("a", a), ("x", x), ("h", h)):
+def check(x, a, h, axis: int) -> None:
+    for name, value in (("x", x), ("a", a), ("h", h)):
         if value is not None and not jnp.issubdtype(value.dtype, jnp.inexact):
             raise InputError(
                 f"linear_recurrence: {name} is {value.dtype}; wants floating point: convert it with .astype"

@@ -37,16 +37,15 @@ def gates(z) -> tuple:
 
 
 def derivatives(i, f, g, o, c) -> tuple:
-    """∂h′/∂c′, and ∂c′/∂(zᵢ, z_f, z_g) beside ∂h′/∂zₒ."""
+    """∂h′/∂c′, then ∂c′/∂zᵢ, ∂c′/∂z_f, ∂c′/∂z_g and ∂h′/∂zₒ."""
     t = jnp.tanh(f * c + i * g)
-    by_z = g * i * (1 - i), c * f * (1 - f), i * (1 - g) * (1 + g), t * o * (1 - o)
-    return o * (1 - t) * (1 + t), jnp.concatenate(by_z, -1)
+    return o * (1 - t) * (1 + t), g * i * (1 - i), c * f * (1 - f), i * (1 - g) * (1 + g), t * o * (1 - o)
 
 
-def through_step(dh, dc, by_c, by_z) -> tuple:
+def through_step(dh, dc, by_c, by_i, by_f, by_g, by_o) -> tuple:
     """dc′ of both its paths, and dz."""
     dc = dc + dh * by_c
-    return dc, jnp.concatenate([dc, dc, dc, dh], -1) * by_z
+    return dc, jnp.concatenate([dc * by_i, dc * by_f, dc * by_g, dh * by_o], -1)
 
 
 class CellResiduals(NamedTuple):
@@ -134,14 +133,14 @@ def lstm(*, axis: int = 0, reverse: bool = False):
 
         def step(dstate, here):
             dh, dc = dstate
-            dy, by_c, by_z, f = here
-            dc, dz = through_step(dh + dy, dc, by_c, by_z)
+            dy, f, by = here
+            dc, dz = through_step(dh + dy, dc, *by)
             return (times(dz, wh.T), dc * f), dz
 
         def chunk(dstate, here):
             x, h, c, dy = here
             i, f, g, o = gates(times(x, wx) + times(h, wh) + b)
-            dstate, dz = lax.scan(step, dstate, (dy, *derivatives(i, f, g, o, c), f), reverse=not reverse)
+            dstate, dz = lax.scan(step, dstate, (dy, f, derivatives(i, f, g, o, c)), reverse=not reverse)
             return dstate, (outer(x, dz), outer(h, dz), total(dz)), times(dz, wx.T).astype(x.dtype)
 
         x, hs, dhs = (jnp.moveaxis(a, axis, 0) for a in (x, hs, dhs))

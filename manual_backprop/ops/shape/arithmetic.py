@@ -41,7 +41,10 @@ class Quotient(NamedTuple):
 
 @op
 def add():
-    """y = Σᵢ xᵢ of any number of arrays.  dxᵢ = Σ dy. Raises InputError for shapes that do not fit."""
+    """y = Σᵢ xᵢ of any number of arrays;  dxᵢ = Σ dy.  Saved: shapes.  (Griewank & Walther 2008.)
+
+    Raises InputError for shapes that do not broadcast.
+    """
 
     def forward(*xs):
         dtype = check("add", xs)
@@ -56,7 +59,10 @@ def add():
 
 @op
 def subtract():
-    """y = a - b.  da = Σ dy, db = -Σ dy. Raises InputError for shapes that do not fit."""
+    """y = a - b;  da = Σ dy, db = -Σ dy.  Saved: shapes.  (Griewank & Walther 2008.)
+
+    Raises InputError for shapes that do not broadcast.
+    """
 
     def forward(a, b):
         dtype = check("subtract", (a, b))
@@ -72,7 +78,10 @@ def subtract():
 
 @op
 def multiply():
-    """y = Πᵢ xᵢ of any number of arrays.  dxᵢ = Σ dy · Π_(j≠i) xⱼ. Raises InputError for shapes that do not fit."""
+    """y = Πᵢ xᵢ of any number of arrays;  dxᵢ = Σ dy · Π_(j≠i) xⱼ.  Saved: the factors.  (Griewank & Walther 2008.)
+
+    Raises InputError for shapes that do not broadcast.
+    """
 
     def forward(*xs):
         dtype = check("multiply", xs)
@@ -95,7 +104,10 @@ def multiply():
 
 @op
 def divide():
-    """y = a / b.  da = Σ dy · r, db = -Σ dy · r · a r, r = 1 / b. Raises InputError for shapes that do not fit."""
+    """y = a / b;  da = Σ dy · r, db = -Σ dy · r · a r, r = 1 / b.  Saved: a and b.  (Griewank & Walther 2008.)
+
+    Raises InputError for shapes that do not broadcast.
+    """
 
     def forward(a, b):
         dtype = check("divide", (a, b))
@@ -113,7 +125,7 @@ def divide():
 
 
 def widened(xs: Sequence, dtype) -> list[jax.Array]:
-    """Each x in at least float32: in what values of `dtype`, that of y, are computed in."""
+    """Each x in at least float32: in the dtype that y, of `dtype`, is computed in."""
     return [x.astype(wide_dtype(dtype)) for x in xs]
 
 

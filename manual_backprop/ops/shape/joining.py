@@ -31,7 +31,10 @@ class Nothing(NamedTuple):
 
 @op
 def concatenate(*, axis: int = -1):
-    """y = the arrays one behind another along an axis that they have.  dxᵢ = the part of dy where xᵢ lies."""
+    """y = the arrays one behind another along an axis that they have;  dxᵢ = the part of dy where xᵢ lies.
+
+    Saved: shapes.  (Magnus & Neudecker 1988.)
+    """
 
     def forward(*xs):
         check_joined("concatenate", xs, axis, but_axis=True)
@@ -48,7 +51,10 @@ def concatenate(*, axis: int = -1):
 
 @op
 def stack(*, axis: int = 0):
-    """y = arrays of one shape side by side along a new axis.  dxᵢ = dy at place i of it."""
+    """y = arrays of one shape side by side along a new axis;  dxᵢ = dy at place i of it.  Saved: shapes.
+
+    (Magnus & Neudecker 1988.)
+    """
 
     def forward(*xs):
         check_joined("stack", xs, axis, but_axis=False)
@@ -63,8 +69,9 @@ def stack(*, axis: int = 0):
 
 @op
 def split(*, sections: int | tuple[int, ...], axis: int = -1):
-    """y = the parts of x along the axis, a tuple: so many equal ones, or parts of these sizes.  dx = [dy₁ … dyₙ].
+    """y = the parts of x along the axis, a tuple: so many equal ones, or parts of these sizes;  dx = [dy₁ … dyₙ].
 
+    Saved: nothing.  (Magnus & Neudecker 1988.)
     Raises InputError for sizes that do not add up to the axis, and for a number that does not divide it.
     """
     many = isinstance(sections, int)

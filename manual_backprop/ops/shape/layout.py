@@ -30,7 +30,10 @@ class Nothing(NamedTuple):
 
 @op
 def transpose(*, axes: tuple[int, ...] | None = None):
-    """y has x's axes in this order, None: reversed.  dx = dy with its axes in the inverse order."""
+    """y has x's axes in this order, None: reversed;  dx = dy with its axes in the inverse order.
+
+    Saved: nothing.  (Magnus & Neudecker 1988.)
+    """
 
     def order(ndim: int) -> tuple[int, ...]:
         return tuple(reversed(range(ndim))) if axes is None else tuple(i % ndim for i in axes)
@@ -49,7 +52,10 @@ def transpose(*, axes: tuple[int, ...] | None = None):
 
 @op
 def reshape(*, shape: tuple[int, ...], from_axis: int = 0):
-    """y = x with the axes from `from_axis` on in this shape; one may be -1, what is left.  dx = dy in x's shape."""
+    """y = x with the axes from `from_axis` on in this shape; one may be -1, what is left;  dx = dy in x's shape.
+
+    Saved: x's shape.  (Magnus & Neudecker 1988.)
+    """
     if sum(n == -1 for n in shape) > 1 or any(n < -1 for n in shape):
         raise InputError(f"reshape: shape is {shape}; wants sizes, of which one may be -1")
     return reshaping("reshape", shape, from_axis)
@@ -57,13 +63,19 @@ def reshape(*, shape: tuple[int, ...], from_axis: int = 0):
 
 @op
 def flatten(*, from_axis: int = 1):
-    """y = x with the axes from `from_axis` on as one; those before, the batch, are kept.  dx = dy in x's shape."""
+    """y = x with the axes from `from_axis` on as one; those before, the batch, are kept;  dx = dy in x's shape.
+
+    Saved: x's shape.  (Magnus & Neudecker 1988.)
+    """
     return reshaping("flatten", (-1,), from_axis)
 
 
 @op
 def broadcast_to(*, shape: tuple[int, ...]):
-    """y = x repeated to this shape, by numpy's rules; -1 keeps an axis as it is.  dx = Σ dy over the copies."""
+    """y = x repeated to this shape, by numpy's rules; -1 keeps an axis as it is;  dx = Σ dy over the copies.
+
+    Saved: x's shape.  (Magnus & Neudecker 1988.)
+    """
 
     def forward(x):
         want_float("broadcast_to", x=x)

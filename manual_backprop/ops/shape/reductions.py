@@ -9,6 +9,7 @@ Over the axes that are reduced, n entries to a number of y, and dy repeated alon
 
 Where entries tie for the largest, max has a kink, and any split of dy among them is a subgradient; the even one is that
 of `jnp.max` (Clarke 1983, "Optimization and Nonsmooth Analysis", section 2.3).
+Sums: Griewank & Walther 2008, "Evaluating Derivatives", section 3.2.
 Saved: shapes alone; for max and min where the largest are, one byte an entry.
 """
 
@@ -39,7 +40,10 @@ class Nothing(NamedTuple):
 
 @op
 def sum(*, axis: int | tuple[int, ...] | None = None, keepdims: bool = False):
-    """y = Σ x over the axes, None: all, in at least float32.  dx = dy, repeated."""
+    """y = Σ x over the axes, None: all, in at least float32;  dx = dy, repeated.
+
+    Saved: x's shape.  (Griewank & Walther 2008.)
+    """
 
     def forward(x):
         axes = check("sum", x, axis)
@@ -54,7 +58,10 @@ def sum(*, axis: int | tuple[int, ...] | None = None, keepdims: bool = False):
 
 @op
 def mean(*, axis: int | tuple[int, ...] | None = None, keepdims: bool = False):
-    """y = 1/n Σ x over the axes, None: all, in at least float32.  dx = dy / n, repeated."""
+    """y = 1/n Σ x over the axes, None: all, in at least float32;  dx = dy / n, repeated.
+
+    Saved: x's shape.  (Griewank & Walther 2008.)
+    """
 
     def forward(x):
         axes = check("mean", x, axis)
@@ -72,19 +79,28 @@ def mean(*, axis: int | tuple[int, ...] | None = None, keepdims: bool = False):
 
 @op
 def max(*, axis: int | tuple[int, ...] | None = None, keepdims: bool = False):
-    """y = the largest x along the axes, None: all.  dx = dy / m for the m largest, which tie, else 0."""
+    """y = the largest x along the axes, None: all;  dx = dy / m for the m largest, which tie, else 0.
+
+    Saved: where they are, one byte an entry.  (Clarke 1983.)
+    """
     return extreme("max", jnp.max, axis, keepdims)
 
 
 @op
 def min(*, axis: int | tuple[int, ...] | None = None, keepdims: bool = False):
-    """y = the smallest x along the axes, None: all.  dx = dy / m for the m smallest, which tie, else 0."""
+    """y = the smallest x along the axes, None: all;  dx = dy / m for the m smallest, which tie, else 0.
+
+    Saved: where they are, one byte an entry.  (Clarke 1983.)
+    """
     return extreme("min", jnp.min, axis, keepdims)
 
 
 @op
 def cumsum(*, axis: int, reverse: bool = False):
-    """yᵢ = Σ_(j≤i) xⱼ along the axis, in at least float32; `reverse`: Σ_(j≥i).  dxⱼ = Σ_(i≥j) dyᵢ."""
+    """yᵢ = Σ_(j≤i) xⱼ along the axis, in at least float32; `reverse`: Σ_(j≥i);  dxⱼ = Σ_(i≥j) dyᵢ.
+
+    Saved: nothing.  (Griewank & Walther 2008.)
+    """
 
     def running(x, reverse):
         return lax.cumsum(wide(x), axis % x.ndim, reverse).astype(x.dtype)
