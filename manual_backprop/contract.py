@@ -66,6 +66,7 @@ class Op:
     options: tuple[tuple[str, Any], ...]
     forward: Callable = dataclasses.field(compare=False)
     backward: Callable = dataclasses.field(compare=False)
+    given: tuple[str, ...] = dataclasses.field(default=(), compare=False)  # the options to print
 
     def __call__(self, *args):
         return self._custom_vjp(*args)
@@ -89,7 +90,8 @@ class Op:
         )
 
     def __repr__(self) -> str:
-        return f"{self.name}({', '.join(f'{name}={value!r}' for name, value in self.options)})"
+        """`layer_norm(eps=1e-05)`: the options that were given."""
+        return f"{self.name}({', '.join(f'{name}={value!r}' for name, value in self.options if name in self.given)})"
 
 
 def op(rule: Callable[..., tuple[Callable, Callable]]) -> Callable[..., Op]:
@@ -105,7 +107,7 @@ def op(rule: Callable[..., tuple[Callable, Callable]]) -> Callable[..., Op]:
         bound = signature.bind(**{name: _plain(rule.__name__, name, value) for name, value in options.items()})
         bound.apply_defaults()
         forward, backward = rule(**bound.arguments)
-        return Op(rule, tuple(bound.arguments.items()), _on_arrays(forward), backward)
+        return Op(rule, tuple(bound.arguments.items()), _on_arrays(forward), backward, tuple(options))
 
     constructor.makes_op = True
     return constructor

@@ -189,7 +189,8 @@ def test_other_options_give_other_values():
 
 
 def test_values_print_as_they_are_written():
-    assert repr(mb.ops.rms_norm(eps=1e-5)) == "rms_norm(eps=1e-05, trailing_axes=1, scale=True)"
+    assert repr(mb.ops.layer_norm(eps=1e-5)) == "layer_norm(eps=1e-05)"
+    assert repr(mb.ops.layer_norm()) == "layer_norm()"
     assert repr(Dense(16, bias=False)) == "Dense(16, bias=False)"
     assert repr(mb.models.mlp(4, 3)) == "Serial(Dense(4), Apply(sigmoid()), Dense(3))"
     assert repr(mb.Repeat(mb.Residual(Dense(5)), 12)) == "Repeat(Residual(Dense(5)), 12)"

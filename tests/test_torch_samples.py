@@ -17,6 +17,8 @@ from torch_samples import Skip
 torch = pytest.importorskip("torch")
 methods = pytest.importorskip("torch.testing._internal.common_methods_invocations")
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # PyTorch's own, about some of its samples
+
 FUNCTIONS = {
     (path.stem, name): function
     for path in sorted(Path(__file__).with_name("torch_samples").glob("[a-z]*.py"))

@@ -1,7 +1,7 @@
 """Layers: an op, the names of its parameters, and how they start. One file per family of ops."""
 
 from manual_backprop.layers.activations import PReLU
-from manual_backprop.layers.base import Apply, Identity, Initializer, OpLayer, lecun_normal, ones, zeros
+from manual_backprop.layers.base import Apply, Identity, OpLayer
 from manual_backprop.layers.costs import LinearCrossEntropy
 from manual_backprop.layers.linear import Bilinear, Conv, ConvTranspose, Dense, Embedding, LowRankDense
 from manual_backprop.layers.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
@@ -22,7 +22,6 @@ __all__ = [
     "Embedding",
     "GroupNorm",
     "Identity",
-    "Initializer",
     "InstanceNorm",
     "LayerNorm",
     "LinearCrossEntropy",
@@ -31,7 +30,4 @@ __all__ = [
     "PReLU",
     "RMSNorm",
     "StochasticDepth",
-    "lecun_normal",
-    "ones",
-    "zeros",
 ]

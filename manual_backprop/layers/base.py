@@ -58,7 +58,8 @@ class OpLayer(Stateless):
         """x as the op's arguments but the parameters."""
         arguments = x if isinstance(x, tuple) else (x,)
         names = [name for name in self.op.arguments if name not in params]
-        if len(arguments) != len(names) and not self.op.arguments[-1].startswith("*"):
+        fits = isinstance(x, tuple) if self._variadic else len(arguments) == len(names)
+        if not fits:
             got = f"a tuple of {len(x)}" if isinstance(x, tuple) else "one array"
             raise InputError(f"{self.op.name}: got {got}; wants {', '.join(names)}")
         return arguments
@@ -68,7 +69,12 @@ class OpLayer(Stateless):
         names = dict(enumerate(self.op.arguments))
         dparams = {names[i]: d for i, d in enumerate(cotangents) if names.get(i) in params}
         dx = tuple(d for i, d in enumerate(cotangents) if names.get(i) not in params)
-        return dparams, dx if len(dx) > 1 else dx[0]
+        return dparams, dx if len(dx) > 1 or self._variadic else dx[0]
+
+    @property
+    def _variadic(self) -> bool:
+        """Whether the op takes any number of arguments: x is a tuple then."""
+        return self.op.arguments[-1].startswith("*")
 
 
 def _with(residuals, params):

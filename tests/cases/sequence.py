@@ -14,6 +14,7 @@ from jax import lax
 import manual_backprop as mb
 from cases.case import Case, Draw, exactly, layer_case, normal
 from manual_backprop.layers import GRU, LSTM, RNN, Apply
+from manual_backprop.ops.sequence.linear_recurrence import in_rounds
 
 # ── references ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -206,6 +207,11 @@ def rotations(rng):
     return *normal((19, 5), (19, 5))(rng), np.cos(angle), np.sin(angle)
 
 
+def rounds(reverse: bool) -> Callable:
+    """The recurrence in the order for many processors, which no CPU takes."""
+    return lambda x, a, h: in_rounds(a, x, h, reverse)
+
+
 ONE_STEP = normal((1, 2, 5), (1, 2, 5))
 ZEROS_AND_ONES = (np.linspace(-3.0, 4.0, 14).reshape(7, 2), np.array([0.0, 1.0, -1.0, 1.0, 0.0, 1.0, -1.0])[:, None])
 
@@ -226,6 +232,8 @@ EXTREMES: list[Case] = [
     Case("growth", mb.ops.linear_recurrence(), scan_recurrence(), exactly(np.ones((5, 2)), np.full((5, 2), 30.0))),
     Case("a decay to denormals", mb.ops.linear_recurrence(), scan_recurrence(), exactly(np.ones((5, 2)), np.full((5, 2), 1e-8))),
     Case("one step of a recurrence", mb.ops.linear_recurrence(), scan_recurrence(), ONE_STEP),
+    Case("a recurrence in rounds", rounds(False), scan_recurrence(), decays((7, 2, 5), h=(2, 5))),
+    Case("a recurrence in rounds, reverse", rounds(True), scan_recurrence(reverse=True), decays((7, 5), h=(5,))),
     Case("complex rotations", of_parts(mb.ops.linear_recurrence()), of_parts(scan_recurrence()), rotations),
 ]  # fmt: skip
 

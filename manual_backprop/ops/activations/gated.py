@@ -68,13 +68,13 @@ def geglu(*, approximate: bool = True):
 def swiglu():
     """gate [...], value [...] → y = a · value, a = silu(gate) = gate σ(gate).
 
-    da = dy · value,  dgate = da · (σ + gate σ (1 - σ)),  dvalue = dy · a.  Saved: the arguments.
+    da = dy · value,  dgate = da · σ (1 + gate (1 - σ)),  dvalue = dy · a.  Saved: the arguments.
     (Shazeer 2020, arXiv:2002.05202, eq. 6.)
     """
 
     def silu(x):
         s = lax.logistic(x)
-        return x * s, s + x * s * (1 - s)
+        return x * s, s * (1 + x * (1 - s))
 
     return gated("swiglu", silu)
 

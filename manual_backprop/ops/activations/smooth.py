@@ -87,16 +87,16 @@ def log_1p_exp_derivative(x):
 
 @op
 def silu():
-    """y = x σ(x);  dx = dy · (σ + x σ (1 - σ)).  Saved: x, since y takes values twice.
+    """y = x σ(x);  dx = dy · σ (1 + x (1 - σ)).  Saved: x, since y takes values twice.
 
     (Elfwing, Uchibe & Doya 2017, arXiv:1702.03118.)
     """
-    return from_input("silu", lambda x: x * lax.logistic(x), silu_derivative)
 
+    def derivative(x):
+        s = lax.logistic(x)
+        return s * (1 + x * (1 - s))
 
-def silu_derivative(x):
-    s = lax.logistic(x)
-    return s + x * s * (1 - s)
+    return from_input("silu", lambda x: x * lax.logistic(x), derivative)
 
 
 @op

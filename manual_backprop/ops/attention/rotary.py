@@ -9,7 +9,8 @@ rotation back:
 
     dx = dy · e^(-i m θ):    dx₁ = dy₁ cos mθ + dy₂ sin mθ,    dx₂ = dy₂ cos mθ - dy₁ sin mθ
 
-Saved: the positions, integers of which every head and pair makes its own angles again.
+Saved: cos mθ and sin mθ, which all heads share; x is not needed. To make them again from the positions would take less
+memory and, measured in a scan, 1.8 times as long.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from manual_backprop.ops.arrays import want_float, wide, wide_dtype
 
 
 class Residuals(NamedTuple):
-    positions: jax.Array  # broadcasts to [..., T]
+    cos: jax.Array  # [..., T, 1, R / 2], or 1 along leading axes that share their positions
+    sin: jax.Array
 
 
 @op
@@ -40,13 +42,9 @@ def rotary_embedding(*, base: float = 10000.0, interleaved: bool = False, fracti
     if not 0 < fraction <= 1:
         raise InputError(f"rotary_embedding: fraction is {fraction!r}; wants above 0, at most 1")
 
-    def turned(x, positions, sign: int):
-        """x · e^(± i m θ)."""
-        R = int(x.shape[-1] * fraction)
-        dtype = wide_dtype(x.dtype)
-        theta = jnp.asarray(base, dtype) ** (-jnp.arange(0, R, 2, dtype=dtype) / R)
-        angle = positions[..., None, None].astype(dtype) * theta  # [..., T, 1, R / 2]
-        cos, sin = jnp.cos(angle), sign * jnp.sin(angle)
+    def turned(x, cos, sin):
+        """y, of x and the angles' cos and sin; dx, of dy and those of the angles back."""
+        R = 2 * cos.shape[-1]
         turning, rest = wide(x[..., :R]), x[..., R:]
         if interleaved:
             x1, x2 = turning[..., 0::2], turning[..., 1::2]
@@ -58,10 +56,15 @@ def rotary_embedding(*, base: float = 10000.0, interleaved: bool = False, fracti
 
     def forward(x, positions):
         check(x, positions, fraction)
-        return turned(x, positions, 1), Residuals(positions)
+        R, dtype = round(x.shape[-1] * fraction), wide_dtype(x.dtype)
+        theta = jnp.asarray(base, dtype) ** (-jnp.arange(0, R, 2, dtype=dtype) / R)
+        angle = positions[..., None, None].astype(dtype) * theta  # [..., T, 1, R / 2]
+        cos, sin = jnp.cos(angle), jnp.sin(angle)
+        return turned(x, cos, sin), Residuals(cos, sin)
 
     def backward(residuals, dy):
-        return turned(dy, residuals.positions, -1), None
+        cos, sin = residuals
+        return turned(dy, cos, -sin), None
 
     return forward, backward
 
@@ -70,7 +73,7 @@ def check(x, positions, fraction: float) -> None:
     want_float("rotary_embedding", x=x)
     if x.ndim < 3:
         raise InputError(f"rotary_embedding: x has shape {x.shape}; wants [..., length, heads, head size]")
-    R = int(x.shape[-1] * fraction)
+    R = round(x.shape[-1] * fraction)
     if R % 2 or not R:
         of = f"{fraction} of a head size of {x.shape[-1]}"
         raise InputError(f"rotary_embedding: {of} is {R} entries to turn; wants an even number, at least 2")

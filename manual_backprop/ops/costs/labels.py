@@ -16,7 +16,7 @@ def are_classes(labels, logits) -> bool:
 
 
 def class_index(labels, ignored: int | None) -> jax.Array:
-    """The class of each label, [..., 1]; 0 where the label is ignored."""
+    """The class of each label, [..., 1]; 0 where the label is ignored, so that no NaN arises, to be masked or not."""
     index = signed(labels)[..., None]
     return index if ignored is None else jnp.where(index == ignored, 0, index)
 

@@ -16,7 +16,7 @@ from manual_backprop.contract import InputError, want_count
 from manual_backprop.ops.arrays import wide
 from manual_backprop.ops.pooling.windows import per_axis, spatial_axes
 
-FEW = 8  # entries in a row, up to which gathering them is cheaper than a product with the whole matrix
+FEW = 32  # entries in a row, up to which gathering them is cheaper than a product with the whole matrix
 
 
 def apply(x, axes: Sequence[int], matrices: Sequence[np.ndarray]) -> jax.Array:

@@ -2,7 +2,7 @@
 
     straight_through_round   y = clip(step · round(x / step), low, high);   dx = dy where low ≤ x ≤ high, else 0
                              (Bengio, Léonard & Courville 2013, arXiv:1308.3432; the clipping: Hubara et al. 2016)
-    stop_gradient            y = x;   dx = 0        (as in van den Oord, Vinyals & Kavukcuoglu 2017, arXiv:1711.00937, eq. 3)
+    stop_gradient            y = x;   dx = 0        (van den Oord et al. 2017, arXiv:1711.00937, eq. 3)
     reverse_gradient         y = x;   dx = -scale · dy        (Ganin & Lempitsky 2015, arXiv:1409.7495, eq. 15)
 
 The derivative of rounding is 0 but at the jumps, so nothing below a quantiser would learn; the decree passes dy
