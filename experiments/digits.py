@@ -30,6 +30,8 @@ from manual_backprop.training.loop import NonFinite, Step, train
 from manual_backprop.training.optimizers import optimizer
 from manual_backprop.training.progress import progress
 
+# Those that jax.nn has by the same name: the gradient is compared with jax.grad's of a network in plain JAX.
+ACTIVATIONS = {name: rule for name, rule in mb.ops.ACTIVATIONS.items() if hasattr(jax.nn, name)}
 COSTS = {"squared_error": mb.ops.squared_error(), "softmax_cross_entropy": mb.ops.softmax_cross_entropy()}
 
 
@@ -66,7 +68,7 @@ class Config:
 def network(config: Config, classes: int) -> mb.Objective:
     """The network and its cost. Under the squared error the outputs are sigmoids: opinions from 0 to 1."""
     last = mb.ops.sigmoid() if config.cost == "squared_error" else None
-    model = mb.models.mlp(*config.hidden, classes, activation=mb.ops.ACTIVATIONS[config.activation](), last=last)
+    model = mb.models.mlp(*config.hidden, classes, activation=ACTIVATIONS[config.activation](), last=last)
     return mb.Objective(model, Apply(COSTS[config.cost]))
 
 
@@ -89,7 +91,7 @@ def reference(config: Config):
 
 def check(config: Config) -> None:
     """Raises InputError for a value that no part of the program would catch in time."""
-    choose("activation", config.activation, mb.ops.ACTIVATIONS)
+    choose("activation", config.activation, ACTIVATIONS)
     choose("cost", config.cost, COSTS)
     if config.data == "digits" and config.data_dir:
         raise mb.InputError(f"--data-dir {config.data_dir}: --data digits needs no files; name mnist or fashion-mnist")

@@ -33,6 +33,7 @@ def infos(name: str) -> list:
     return found
 
 
+@pytest.mark.filterwarnings("ignore:.*is deprecated")  # what PyTorch says of its own functions
 @pytest.mark.parametrize(("family", "name"), FUNCTIONS, ids=lambda part: part)
 def test_samples(family, name):
     function = FUNCTIONS[family, name]

@@ -49,7 +49,7 @@ def cholesky(*, upper: bool = False):
     def backward(residuals, dy):
         lower, of_a = residuals
         dlower = wide(transposed(dy) if upper else dy)
-        s = phi(product(transposed(lower), jnp.tril(dlower)))
+        s = phi(product(transposed(lower), dlower))
         s = linalg.triangular_solve(lower, s, left_side=True, lower=True, transpose_a=True)
         s = linalg.triangular_solve(lower, s, left_side=False, lower=True)
         da = symmetrized(s)

@@ -53,14 +53,14 @@ def backward_in_chunks(body: Callable, dstate, params: tuple, xs, reverse: bool)
     """
 
     def add(carry, xs):
-        dstate, total = carry
+        dstate, sums = carry
         dstate, dparams, dx = body(dstate, xs)
-        return (dstate, jax.tree.map(jnp.add, total, dparams)), dx
+        return (dstate, jax.tree.map(jnp.add, sums, dparams)), dx
 
     like = jax.tree.leaves(xs)[0]  # the zeros are on the devices that hold it
     nothing = tuple(jnp.zeros_like(like, wide_dtype(p.dtype), p.shape) for p in params)
-    (dstate, total), dx = in_chunks(add, (dstate, nothing), xs, not reverse)
-    return dstate, tuple(d.astype(p.dtype) for d, p in zip(total, params, strict=True)), dx
+    (dstate, sums), dx = in_chunks(add, (dstate, nothing), xs, not reverse)
+    return dstate, tuple(d.astype(p.dtype) for d, p in zip(sums, params, strict=True)), dx
 
 
 def before(first, states, reverse: bool):
