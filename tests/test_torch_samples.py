@@ -1,6 +1,6 @@
 """The sample inputs that PyTorch publishes for its functions, options included: values and gradients as PyTorch's.
 
-PyTorch is no dependency: without it these tests are skipped.
+PyTorch is no dependency: without it these tests are skipped. They are slow: `pytest tests/test_torch_samples.py -m slow`.
 """
 
 import importlib
@@ -17,7 +17,10 @@ from torch_samples import Skip
 torch = pytest.importorskip("torch")
 methods = pytest.importorskip("torch.testing._internal.common_methods_invocations")
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # PyTorch's own, about some of its samples
+pytestmark = [
+    pytest.mark.slow,  # thousands of shapes, each compiled
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*is deprecated"),  # PyTorch's own, about its samples
+]
 
 FUNCTIONS = {
     (path.stem, name): function
@@ -33,7 +36,6 @@ def infos(name: str) -> list:
     return found
 
 
-@pytest.mark.filterwarnings("ignore:.*is deprecated")  # what PyTorch says of its own functions
 @pytest.mark.parametrize(("family", "name"), FUNCTIONS, ids=lambda part: part)
 def test_samples(family, name):
     function = FUNCTIONS[family, name]

@@ -1,7 +1,7 @@
-"""Windows that slide along one axis: where they lie, the taps they take, and the adjoint that puts each tap back.
+"""Windows that slide along axes: where they lie, the taps they take, and the adjoint that puts each tap back.
 
-Window i, of `window` taps, covers the positions  i · stride + k · dilation - low,  k = 0 … window - 1.
-Pooling in several dimensions is pooling along one axis after another, so one axis is all there is here.
+Along one axis window i, of `window` taps, covers the positions  i · stride + k · dilation - low,  k = 0 … window - 1.
+An area is a list of these, one an axis, and one of its taps a list of k.
 """
 
 from __future__ import annotations
