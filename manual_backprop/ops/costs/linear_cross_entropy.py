@@ -106,7 +106,7 @@ def linear_cross_entropy(
         h, index, w = flat(hidden, weight, labels, weights)
         dc = jnp.broadcast_to(dcosts(reduction, jnp.ones((), wide_dtype(h.dtype)), labels.size, w), index.shape)
         c, dhidden, dweight = head_by_tokens.forward(head, chunk, h, index, weight, dc, w)
-        dw = None if weights is None else dweights(reduction, 1.0, c, w)
+        dw = None if weights is None else of_weights(1.0, c, w, labels)
         specs = spec(hidden), spec(weight), None if weights is None else spec(weights)
         return reduce(reduction, c, w), Gradients(dhidden, dweight, dw, specs)
 
@@ -135,8 +135,13 @@ def linear_cross_entropy(
         cotangents = dhidden.reshape(hidden.shape).astype(hidden.dtype), dweight, None
         if weights is None:
             return cotangents
-        dw = dweights(reduction, dC, c, w)
+        dw = of_weights(dC, c, w, labels)
         return *cotangents, None if dw is None else dw.reshape(weights.shape).astype(weights.dtype)
+
+    def of_weights(dC, c, w, labels):
+        """dweights [tokens, 1]: what is ignored has the weight 0, whatever its own."""
+        dw = dweights(reduction, dC, c, w)
+        return dw if dw is None or ignored is None else jnp.where(signed(labels).reshape(-1, 1) == ignored, 0, dw)
 
     def flat(hidden, weight, labels, weights) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         """One token a row: h [tokens, d], the class of each [tokens, 1], and its weight [tokens, 1]."""
