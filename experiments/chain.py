@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 
 import manual_backprop as mb
-from manual_backprop.contract import choose
+from manual_backprop.errors import choose
 from manual_backprop.inspection import Explanation, explain
 from manual_backprop.layers import Apply
 from manual_backprop.training import run

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import manual_backprop as mb
-from manual_backprop.contract import choose
+from manual_backprop.errors import choose
 from manual_backprop.layers import Apply
 from manual_backprop.testing import Program, compare, gradient_difference
 from manual_backprop.training import images, pictures, run

@@ -5,7 +5,8 @@ contract → ops → layers → combinators → models → testing → inspectio
 
 from manual_backprop import combinators, inspection, layers, models, ops, testing
 from manual_backprop.combinators import Objective, Parallel, Recompute, Repeat, Residual, Serial, Tied
-from manual_backprop.contract import InputError, Layer, Op, Stateless, op, value_and_grad
+from manual_backprop.contract import Layer, Op, Stateless, op, value_and_grad
+from manual_backprop.errors import InputError
 
 __version__ = "0.1.0"
 

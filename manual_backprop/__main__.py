@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import itertools
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -14,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import manual_backprop as mb
-from manual_backprop.contract import InputError, choose
+from manual_backprop.errors import InputError, choose
 from manual_backprop.testing import check_vjp
 
 DTYPES = {
@@ -45,7 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check.set_defaults(run=run_check)
     options = parser.parse_args(arguments)
     try:
-        sys.exit(options.run(options))
+        code = options.run(options)
+        sys.stdout.flush()
+        sys.exit(code)
+    except BrokenPipeError:  # whoever read has seen enough, as in `manual-backprop ops | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -78,8 +85,12 @@ def derivations(names: list[str]) -> int:
 
 
 def list_ops() -> int:
-    for constructor in constructors().values():
-        print(f"{signature(constructor):70} {constructor.__doc__.strip().splitlines()[0]}")
+    """The families, and of each op its options and the first line of its docstring."""
+    for family, ops in itertools.groupby(constructors().values(), lambda op: op.__module__.rpartition(".")[0]):
+        print(f"{inspect.getdoc(sys.modules[family])}\n")
+        for op in ops:
+            print(f"  {signature(op)}\n      {inspect.getdoc(op).splitlines()[0]}")
+        print()
     return 0
 
 

@@ -12,40 +12,16 @@ Cotangents bear the name of what they belong to: `dx` is ∂C/∂x, and has the 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import inspect
-import operator
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from typing import Any, get_type_hints
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-
-class InputError(ValueError):
-    """An input that does not fit. Its message is one line: who, what it got, what it wants."""
-
-
-@contextmanager
-def inside(place: object) -> Iterator[None]:
-    """Names the place in every InputError that comes out of it: `Serial[1] Dense(16): dense: x has …`."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{place}: {error}") from None
-
-
-def choose(what: str, name: str, known: Mapping[str, Any]) -> Any:
-    """The value that `known` has for a name. Raises InputError with the closest known name, and all of them."""
-    if name in known:
-        return known[name]
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise InputError(f"{what} {name!r} is unknown; {hint}known: {', '.join(sorted(known)) or 'none'}")
-
+from manual_backprop.errors import InputError, choose, want_key
+from manual_backprop.options import in_words, plain, want_type
 
 # ── Op: arrays in, arrays out ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -68,8 +44,8 @@ class Op:
     backward: Callable = dataclasses.field(compare=False)
     given: tuple[str, ...] = dataclasses.field(default=(), compare=False)  # the options to print
 
-    def __call__(self, *args):
-        return self._custom_vjp(*args)
+    def __call__(self, *args, **named):
+        return self._custom_vjp(*in_order(self.name, self._signature, args, named))
 
     @property
     def name(self) -> str:
@@ -82,11 +58,15 @@ class Op:
         return function
 
     @functools.cached_property
+    def _signature(self) -> inspect.Signature:
+        return inspect.signature(self.forward)
+
+    @functools.cached_property
     def arguments(self) -> tuple[str, ...]:
         """The names of the arguments, in order; `*xs` stands for any number of them."""
         return tuple(
             f"*{name}" if parameter.kind is parameter.VAR_POSITIONAL else name
-            for name, parameter in inspect.signature(self.forward).parameters.items()
+            for name, parameter in self._signature.parameters.items()
         )
 
     def __repr__(self) -> str:
@@ -96,44 +76,56 @@ class Op:
 
 def op(rule: Callable[..., tuple[Callable, Callable]]) -> Callable[..., Op]:
     """Makes of `rule(*, options…) -> (forward, backward)` a constructor of Ops, which binds options by keyword."""
-    signature = inspect.signature(rule)
+    signature, types = inspect.signature(rule), get_type_hints(rule)
+    name = rule.__name__
 
     @functools.wraps(rule)
     def constructor(*args, **options) -> Op:
         if args:
-            raise InputError(f"{rule.__name__}: binds options, by keyword; apply it to arrays as {rule.__name__}()(…)")
-        for name in options:
-            choose(f"{rule.__name__}: option", name, signature.parameters)
-        bound = signature.bind(**{name: _plain(rule.__name__, name, value) for name, value in options.items()})
+            first = f"{next(iter(signature.parameters))}=…" if signature.parameters else ""
+            raise InputError(f"{name}: binds options, by keyword; apply it to arrays as {name}({first})(…)")
+        options = {option: plain(value) for option, value in options.items()}
+        for option, value in options.items():
+            choose(f"{name}: option", option, signature.parameters)
+            want_type(f"{name}: {option}", value, types[option])
+        for option, parameter in signature.parameters.items():
+            if parameter.default is parameter.empty and option not in options:
+                raise InputError(f"{name}: got no {option}; wants {in_words(types[option])}")
+        bound = signature.bind(**options)
         bound.apply_defaults()
         forward, backward = rule(**bound.arguments)
-        return Op(rule, tuple(bound.arguments.items()), _on_arrays(forward), backward, tuple(options))
+        return Op(rule, tuple(bound.arguments.items()), _on_arrays(name, forward), backward, tuple(options))
 
     constructor.makes_op = True
     return constructor
 
 
-def _plain(who: str, name: str, value):
-    """A number of numpy's or JAX's as Python's: it hashes, and its dtype does not spread."""
-    if not isinstance(value, np.generic | np.ndarray | jax.Array):
-        return value
-    if np.ndim(value) or isinstance(value, jax.core.Tracer):
-        raise InputError(f"{who}: option {name!r} is an array {np.shape(value)}; wants a plain number")
-    return value.item()
-
-
-def _on_arrays(forward: Callable) -> Callable:
-    """Lets numpy arrays and numbers in, with JAX's dtypes."""
+def _on_arrays(who: str, forward: Callable) -> Callable:
+    """Lets numpy arrays and numbers in, with JAX's dtypes, and names; says what does not fit the names."""
+    signature = inspect.signature(forward)
 
     @functools.wraps(forward)
     def run(*args, **named):
-        return forward(*map(_array, args), **{name: _array(value) for name, value in named.items()})
+        return forward(*(_array(who, x) for x in in_order(who, signature, args, named)))
 
     return run
 
 
-def _array(value):
-    return value if isinstance(value, jax.Array) else jnp.asarray(value)
+def in_order(who: str, signature: inspect.Signature, args: tuple, named: dict) -> tuple:
+    """The arguments in the order of the signature. Raises InputError for one too many, missing or unknown."""
+    try:
+        return signature.bind(*args, **named).args
+    except TypeError as error:
+        wants = ", ".join(signature.parameters)
+        raise InputError(f"{who}: got {len(args) + len(named)} arguments, {error}; wants {wants}") from None
+
+
+def _array(who: str, x) -> jax.Array:
+    if isinstance(x, list | tuple | dict):
+        raise InputError(
+            f"{who}: got a {type(x).__name__} of {len(x)}; wants arrays: unpack them with *, or stack them"
+        )
+    return x if isinstance(x, jax.Array) else jnp.asarray(x)
 
 
 # ── Layer: an op, or several, with parameters ────────────────────────────────────────────────────────────────────────
@@ -191,13 +183,6 @@ def want_layer(who: str, layer: Any) -> None:
     raise InputError(f"{who}: got {shown}; wants a layer: {hint}")
 
 
-def want_count(who: str, n: Any) -> int:
-    """n as Python's int. Raises InputError unless it is a whole number, at least 1."""
-    if isinstance(n, bool) or not hasattr(n, "__index__") or operator.index(n) < 1:
-        raise InputError(f"{who} is {n!r}; wants a whole number, at least 1")
-    return operator.index(n)
-
-
 class Stateless(Layer):
     """A layer without state and randomness, in the short form:
 
@@ -241,6 +226,8 @@ def value_and_grad(objective: Layer) -> Callable:
 @functools.lru_cache(maxsize=128)  # equal objectives give one function, so jitting it again compiles nothing
 def _value_and_grad(objective: Layer) -> Callable:
     def run(params, state, batch, key=None):
+        if key is not None:
+            want_key("value_and_grad", key)
         cost, state, residuals = objective.forward(params, state, batch, key)
         if jnp.shape(cost) != ():
             raise InputError(f"value_and_grad: the cost has shape {jnp.shape(cost)}; wants a scalar: end with a cost")

@@ -20,7 +20,7 @@ import optax
 from jax import lax
 
 import manual_backprop as mb
-from manual_backprop.contract import choose
+from manual_backprop.errors import choose
 from manual_backprop.layers import Apply, Dense, LayerNorm
 from manual_backprop.testing.timing import Comparison, Program, compare
 

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 import manual_backprop as mb
 from cases import FAMILIES, Case, random_like
 from cases.measure import alone, float64_error, rounding_errors, scanned
-from manual_backprop.contract import choose
+from manual_backprop.errors import choose
 from manual_backprop.testing.timing import Program, compare
 
 FILE = ROOT / "tests" / "ops.md"

@@ -1,5 +1,6 @@
 """The console command `manual-backprop`."""
 
+import os
 import re
 import subprocess
 import sys
@@ -121,7 +122,18 @@ def test_a_mistake_is_one_line(arguments, message, capsys):
 def test_ops_lists_every_op(capsys):
     code, out, _ = run(["ops"], capsys)
     assert code == 0
-    assert [line.split("(")[0] for line in out.splitlines()] == [name for name in mb.ops.__all__ if name.islower()]
+    names = [line.strip().split("(")[0] for line in out.splitlines() if re.match(r"  \w", line)]
+    assert names == [name for name in mb.ops.__all__ if name.islower()]
+    assert "Linear maps: the weighted input" in out and "  layer_norm(eps=1e-05" in out
+
+
+def test_a_reader_who_has_seen_enough_is_no_error():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "manual_backprop", "ops"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert done.returncode == 141 and done.stderr == b""
 
 
 def test_ops_prints_the_derivation_of_one(capsys):

@@ -223,15 +223,40 @@ def test_jitting_the_gradient_of_a_model_built_again_traces_nothing():
     assert jax.jit(mb.value_and_grad(build()))._cache_size() == 1
 
 
+@dataclasses.dataclass(frozen=True)
+class Scaled(mb.Stateless):
+    by: list
+
+    def run(self, params, x):
+        return self.by[0] * x, ()
+
+    def backward(self, params, residuals, dy):
+        return {}, self.by[0] * dy
+
+
 def test_a_layer_that_does_not_hash_has_a_gradient_too():
-    objective = mb.Objective(LayerNorm(eps=jnp.float32(1e-5)), Apply(mb.ops.squared_error()))
+    objective = mb.Objective(Scaled([2.0]), Apply(mb.ops.squared_error()))
+    with pytest.raises(TypeError):
+        hash(objective)
     batch = jnp.ones((7, 5)), jnp.ones((7, 5))
     (cost, _), _ = mb.value_and_grad(objective)(*objective.init(jax.random.key(0), batch), batch)
     assert np.isfinite(cost)
     assert Dense(np.int64(3)) == Dense(3) and mb.Repeat(Dense(5), np.int32(2)) == mb.Repeat(Dense(5), 2)
 
 
-def test_numbers_of_numpy_as_options_are_numbers():
+def test_arguments_by_name():
+    x, scale, bias = jnp.arange(6.0).reshape(2, 3), jnp.full(3, 2.0), jnp.ones(3)
+    op = mb.ops.layer_norm()
+    assert (op(bias=bias, x=x, scale=scale) == op(x, scale, bias)).all()
+    assert (op.forward(x, bias=bias, scale=scale)[0] == op(x, scale, bias)).all()
+    assert jax.grad(lambda scale: op(x, scale=scale, bias=bias).sum())(scale).shape == (3,)
+
+
+def test_lists_and_numbers_of_numpy_are_plain_options():
+    assert mb.ops.transpose(axes=[1, np.int64(0)]) == mb.ops.transpose(axes=(1, 0))
+    assert hash(mb.ops.softmax(axis=[0, 1])) == hash(mb.ops.softmax(axis=(0, 1)))
+    assert mb.layers.Conv(4, [3, 3], strides=[2, 1]) == mb.layers.Conv(4, (3, 3), strides=(2, 1))
+    assert hash(LayerNorm(eps=np.float32(0.5))) == hash(LayerNorm(eps=0.5))
     op = mb.ops.leaky_relu(negative_slope=np.float32(0.25))
     assert op == mb.ops.leaky_relu(negative_slope=0.25)
     assert op(jnp.ones(3, jnp.bfloat16)).dtype == jnp.bfloat16

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import jax
 
 from manual_backprop.combinators.shapes import output, shapes
-from manual_backprop.contract import InputError, Layer, inside, want_layer
+from manual_backprop.contract import Layer, want_layer
+from manual_backprop.errors import InputError, inside
 
 
 @dataclass(frozen=True, repr=False)

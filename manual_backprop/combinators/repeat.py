@@ -8,7 +8,8 @@ import jax
 from jax import lax
 
 from manual_backprop.combinators.shapes import output, shapes, want_same_shape
-from manual_backprop.contract import Layer, inside, want_count, want_layer
+from manual_backprop.contract import Layer, want_layer
+from manual_backprop.errors import inside, want_count
 
 
 @dataclass(frozen=True, repr=False)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from manual_backprop.combinators.shapes import output, sum_over_paths, want_same_shape
-from manual_backprop.contract import Layer, inside, want_layer
+from manual_backprop.contract import Layer, want_layer
+from manual_backprop.errors import inside
 
 
 @dataclass(frozen=True, repr=False)

@@ -9,7 +9,8 @@ from typing import ClassVar
 import jax
 
 from manual_backprop.combinators.shapes import output, sum_over_paths
-from manual_backprop.contract import InputError, Layer, inside, want_layer
+from manual_backprop.contract import Layer, want_layer
+from manual_backprop.errors import InputError, inside
 
 
 @dataclass(frozen=True, repr=False, init=False)

@@ -7,7 +7,8 @@ from functools import reduce
 import jax
 import jax.numpy as jnp
 
-from manual_backprop.contract import InputError, Layer
+from manual_backprop.contract import Layer
+from manual_backprop.errors import InputError
 
 
 def sum_over_paths(*paths):

@@ -8,7 +8,8 @@ from functools import reduce
 from itertools import combinations
 
 from manual_backprop.combinators.shapes import shapes, sum_over_paths, text
-from manual_backprop.contract import InputError, Layer, want_layer
+from manual_backprop.contract import Layer, want_layer
+from manual_backprop.errors import InputError
 
 Path = tuple[Hashable, ...]
 

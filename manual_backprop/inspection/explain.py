@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from manual_backprop.combinators import Objective, Serial
-from manual_backprop.contract import InputError, Layer, value_and_grad
+from manual_backprop.contract import Layer, value_and_grad
+from manual_backprop.errors import InputError
 from manual_backprop.layers import Apply, Dense
 
 

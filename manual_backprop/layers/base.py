@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
-from manual_backprop.contract import InputError, Op, Stateless
+from manual_backprop.contract import Op, Stateless
+from manual_backprop.errors import InputError
 from manual_backprop.ops.arrays import want_float
+from manual_backprop.options import plain
 
 # An initialiser is a function (key, shape, dtype) -> array, made once: a layer compares it by identity.
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
@@ -38,6 +41,11 @@ class OpLayer(Stateless):
     """
 
     op: Op
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
+        _ = self.op  # a wrong option is told here
 
     def run(self, params, x):
         y, residuals = self.op.forward(*self._in_order(params, x))

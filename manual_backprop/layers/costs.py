@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import jax
 
 from manual_backprop import ops
-from manual_backprop.contract import InputError, Op, want_count
+from manual_backprop.contract import Op
+from manual_backprop.errors import InputError, want_count
 from manual_backprop.layers.base import Initializer, OpLayer, vectors
 
 by_row = jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
@@ -33,6 +34,7 @@ class LinearCrossEntropy(OpLayer):
 
     def __post_init__(self):
         object.__setattr__(self, "classes", want_count("LinearCrossEntropy: classes", self.classes))
+        super().__post_init__()
 
     @property
     def op(self) -> Op:

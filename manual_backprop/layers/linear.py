@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from manual_backprop import ops
-from manual_backprop.contract import InputError, Op, want_count
+from manual_backprop.contract import Op
+from manual_backprop.errors import InputError, want_count
 from manual_backprop.layers.base import Initializer, OpLayer, lecun_normal, vectors, zeros
 from manual_backprop.ops.linear.windows import Padding, PerAxis
 
@@ -28,6 +29,7 @@ class Dense(OpLayer):
 
     def __post_init__(self):
         object.__setattr__(self, "features", want_count("Dense: features", self.features))
+        super().__post_init__()
 
     @property
     def op(self) -> Op:
@@ -59,6 +61,7 @@ class LowRankDense(OpLayer):
     def __post_init__(self):
         for name in ("features", "rank"):
             object.__setattr__(self, name, want_count(f"LowRankDense: {name}", getattr(self, name)))
+        super().__post_init__()
 
     @property
     def op(self) -> Op:
@@ -88,6 +91,7 @@ class Bilinear(OpLayer):
 
     def __post_init__(self):
         object.__setattr__(self, "features", want_count("Bilinear: features", self.features))
+        super().__post_init__()
 
     @property
     def op(self) -> Op:
@@ -117,6 +121,7 @@ class Embedding(OpLayer):
     def __post_init__(self):
         for name in ("rows", "features"):
             object.__setattr__(self, name, want_count(f"Embedding: {name}", getattr(self, name)))
+        super().__post_init__()
 
     @property
     def op(self) -> Op:
@@ -149,6 +154,7 @@ class Conv(OpLayer):
         who = type(self).__name__
         object.__setattr__(self, "features", want_count(f"{who}: features", self.features))
         object.__setattr__(self, "kernel_size", want_kernel(who, self.kernel_size))
+        super().__post_init__()
 
     @property
     def op(self) -> Op:

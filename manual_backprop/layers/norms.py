@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from manual_backprop import ops
-from manual_backprop.contract import InputError, Op, want_count
+from manual_backprop.contract import Op
+from manual_backprop.errors import InputError, want_count
 from manual_backprop.layers.base import OpLayer, ones, vectors, zeros
 from manual_backprop.ops.arrays import wide_dtype
 
@@ -104,6 +105,7 @@ class BatchNorm(OpLayer):
     def __post_init__(self):
         if not 0 <= self.momentum <= 1:
             raise InputError(f"BatchNorm: momentum is {self.momentum!r}; wants a number in 0 … 1")
+        super().__post_init__()
 
     @property
     def op(self) -> Op:

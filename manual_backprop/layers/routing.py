@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from manual_backprop import ops
-from manual_backprop.contract import InputError, Layer, Op
+from manual_backprop.contract import Layer, Op
+from manual_backprop.errors import InputError
 
 
 @dataclass(frozen=True, repr=False)
@@ -18,7 +19,7 @@ class _Dropping(Layer):
     _rule: ClassVar[Callable[..., Op]]
 
     def __post_init__(self):
-        type(self)._rule(keep_probability=self.keep_probability)  # a wrong probability is told here
+        _ = self.op  # a wrong probability is told here
 
     @property
     def op(self) -> Op:
@@ -32,7 +33,9 @@ class _Dropping(Layer):
 
     def forward(self, params, state, x, key=None):
         if key is None:
-            raise InputError(f"{self!r}: got no key; wants one, to draw from: give forward a key, or call apply")
+            raise InputError(
+                f"{type(self).__name__}: got no key; wants one, to draw from: give forward a key, or call apply"
+            )
         y, residuals = self.op.forward(x, key)
         return y, state, residuals
 

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from manual_backprop import ops
-from manual_backprop.contract import InputError, Op, want_count
+from manual_backprop.contract import Op
+from manual_backprop.errors import InputError, want_count
 from manual_backprop.layers.base import Initializer, OpLayer, lecun_normal, vectors, zeros
-from manual_backprop.ops.arrays import want_axes, wide_dtype
+from manual_backprop.ops.arrays import want_axis, wide_dtype
 
 orthogonal = jax.nn.initializers.orthogonal()
 
@@ -35,6 +36,7 @@ class _Recurrent(OpLayer):
 
     def __post_init__(self):
         object.__setattr__(self, "hidden", want_count(f"{type(self).__name__}: hidden", self.hidden))
+        super().__post_init__()
 
     def parameters(self, key, x):
         shape, dtype = self._sequence(x)
@@ -58,7 +60,7 @@ class _Recurrent(OpLayer):
     def _arguments(self, params, x) -> tuple:
         """x and the states before it."""
         shape, dtype = self._sequence(x)
-        (time,) = want_axes(type(self).__name__, self.axis, len(shape))
+        time = want_axis(type(self).__name__, self.axis, len(shape))
         batch = shape[:time] + shape[time + 1 : -1]
         return x, *[jnp.zeros_like(x, dtype, (*batch, self.hidden))] * self.states
 

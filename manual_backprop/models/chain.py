@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from manual_backprop import ops
 from manual_backprop.combinators import Serial
-from manual_backprop.contract import InputError, Op
+from manual_backprop.contract import Op
+from manual_backprop.errors import InputError
 from manual_backprop.models.mlp import mlp
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from manual_backprop.contract import InputError
+from manual_backprop.errors import InputError
 
 
 def wide_dtype(dtype) -> jnp.dtype:
@@ -60,15 +59,20 @@ def spec(x) -> Spec:
     return Spec(x.shape, x.dtype)
 
 
-def want_axes(op: str, axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
+def want_axes(op: str, axis: int | tuple[int, ...] | None, ndim: int) -> tuple[int, ...]:
     """The axes as distinct numbers from 0, in order; None: all. Raises InputError for one out of range or twice."""
-    axes = range(ndim) if axis is None else (axis,) if isinstance(axis, int) else tuple(axis)
+    axes = range(ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
     for one in axes:
-        if not (isinstance(one, int) and -ndim <= one < ndim):
+        if not -ndim <= one < ndim:
             raise InputError(f"{op}: axis {one} is out of range; wants -{ndim} … {ndim - 1} for {ndim} axes")
     if len({one % ndim for one in axes}) < len(axes):
         raise InputError(f"{op}: axis {axis} names an axis twice; wants each once")
     return tuple(sorted(one % ndim for one in axes))
+
+
+def want_axis(op: str, axis: int, ndim: int) -> int:
+    """The axis, counted from 0. Raises InputError for one out of range."""
+    return want_axes(op, axis, ndim)[0]
 
 
 def want_shape(op: str, shape: tuple[int, ...], why: str = "", **arguments) -> None:

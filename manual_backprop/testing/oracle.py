@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from manual_backprop.contract import InputError, Layer, Op
+from manual_backprop.contract import Layer, Op
+from manual_backprop.errors import InputError
 from manual_backprop.testing.pair import Pair, as_pair
 from manual_backprop.testing.report import Finding, Report
 from manual_backprop.testing.truth import (

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from manual_backprop.contract import InputError, Layer, Op
+from manual_backprop.contract import Layer, Op
+from manual_backprop.errors import InputError
 
 
 class Pair(NamedTuple):

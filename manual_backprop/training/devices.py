@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from manual_backprop.contract import InputError
+from manual_backprop.errors import InputError
 
 
 def device(platform: str | None) -> jax.Device:

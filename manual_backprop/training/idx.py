@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from manual_backprop.contract import InputError
+from manual_backprop.errors import InputError
 
 
 def read_idx(path: Path, axes: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from manual_backprop.contract import InputError, choose
+from manual_backprop.errors import InputError, choose
 from manual_backprop.training.idx import read_idx
 
 

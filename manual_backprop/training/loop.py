@@ -18,7 +18,8 @@ import optax
 from jax import lax
 
 from manual_backprop.combinators import Objective
-from manual_backprop.contract import InputError, value_and_grad
+from manual_backprop.contract import value_and_grad
+from manual_backprop.errors import InputError
 from manual_backprop.inspection import first_nonfinite
 
 

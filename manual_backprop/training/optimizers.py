@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import optax
 
-from manual_backprop.contract import InputError, choose
+from manual_backprop.errors import InputError, choose
 
 
 def aliases() -> dict[str, Callable]:

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
-from manual_backprop.contract import InputError
+from manual_backprop.errors import InputError
 from manual_backprop.training.loop import NonFinite
 
 

@@ -371,7 +371,7 @@ H, TABLE = np.ones((7, 5), np.float32), np.ones((3, 5), np.float32)
 
 # What a user gets wrong, and the part of the one line that says so.
 MISTAKES: dict = {
-    "an unknown reduction": (lambda: mb.ops.huber(reduction="avg"), "huber: reduction 'avg' is unknown; known: mean, none, sum"),
+    "an unknown reduction": (lambda: mb.ops.huber(reduction="avg"), "huber: reduction is 'avg'; wants 'mean', 'sum' or 'none'"),
     "weights of another shape": (lambda: mb.ops.squared_error(weights=True)(Z, ROWS, ROWS), "squared_error: weights has shape (7, 3); wants (7,), one for each item"),
     "a target of another shape": (lambda: mb.ops.absolute_error()(Z, ROWS[:6]), "absolute_error: target has shape (6, 3); wants (7, 3), as prediction"),
     "the mean of nothing": (lambda: mb.ops.mean_squared_error()(Z[:0], ROWS[:0]), "mean_squared_error: the batch is empty, shape (0, 3)"),
@@ -392,9 +392,9 @@ MISTAKES: dict = {
     "rows to ignore": (lambda: mb.ops.softmax_cross_entropy(ignored=-1)(Z, ROWS), "softmax_cross_entropy: labels are rows, of shape (7, 3); wants integers, for ignored=-1"),
     "a label that is not the ignored one": (lambda: mb.ops.softmax_cross_entropy(ignored=-100)(Z, IDS - 1), "softmax_cross_entropy: label -1 is outside 0 … 2"),
     "no classes": (lambda: mb.ops.softmax_cross_entropy(reduction="sum")(Z[:, :0], IDS), "softmax_cross_entropy: logits have shape (7, 0); wants at least one class"),
-    "an unknown way": (lambda: mb.ops.linear_cross_entropy(gradients="forwards"), "linear_cross_entropy: gradients 'forwards' is unknown; did you mean 'forward'?"),
+    "an unknown way": (lambda: mb.ops.linear_cross_entropy(gradients="forwards"), "linear_cross_entropy: gradients is 'forwards'; wants 'forward' or 'backward'"),
     "no chunk": (lambda: mb.ops.linear_cross_entropy(chunk=0), "linear_cross_entropy: chunk is 0; wants a whole number, at least 1"),
-    "no softcap": (lambda: mb.ops.linear_cross_entropy(softcap=0.0), "linear_cross_entropy: softcap is 0.0; wants a number above 0, or None"),
+    "no softcap": (lambda: mb.ops.linear_cross_entropy(softcap=0.0), "linear_cross_entropy: softcap is 0.0; wants a number above 0"),
     "gradients before dC is known": (lambda: mb.ops.linear_cross_entropy(reduction="none"), "linear_cross_entropy: reduction 'none' wants gradients='backward'"),
     "a head of another size": (lambda: mb.ops.linear_cross_entropy()(H, TABLE[:, :4], IDS), "linear_cross_entropy: hidden has shape (7, 5), weight (3, 4); hidden's last axis must be 4"),
     "a head without classes": (lambda: mb.ops.linear_cross_entropy()(H, TABLE[:0], IDS), "linear_cross_entropy: weight has shape (0, 5); wants [classes, d]"),

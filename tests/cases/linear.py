@@ -405,7 +405,7 @@ MISTAKES: dict = {
     ),
     "embedding: negative padding": (
         lambda: mb.ops.embedding(padding_id=-1),
-        "embedding: padding_id is -1; wants None or a whole number, at least 0",
+        "embedding: padding_id is -1; wants at least 0",
     ),
     "embedding: a vector": (lambda: mb.ops.embedding()(IDS, ONES(5)), "table has shape (5,); wants [rows, features]"),
     "conv: channels first": (
@@ -422,7 +422,7 @@ MISTAKES: dict = {
     ),
     "conv: an unknown padding": (
         lambda: mb.ops.conv(padding="same"),
-        "conv: padding is 'same'; wants 'SAME', 'VALID', a number, or a tuple with a number or a pair for each axis",
+        "conv: padding is 'same'; wants 'SAME', 'VALID', a whole number or a tuple (each a whole number or a tuple",
     ),
     "conv: groups that do not divide": (
         lambda: mb.ops.conv(groups=3)(IMAGE, ONES((3, 3, 1, 2))),

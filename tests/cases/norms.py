@@ -390,7 +390,7 @@ MISTAKES: dict = {
     ),
     "layer_norm: negative eps": (
         lambda: mb.ops.layer_norm(eps=-1e-5),
-        "layer_norm: eps is -1e-05; wants a number, at least 0",
+        "layer_norm: eps is -1e-05; wants at least 0",
     ),
     "layer_norm: no trailing axes": (
         lambda: mb.ops.layer_norm(trailing_axes=0),
@@ -430,7 +430,7 @@ MISTAKES: dict = {
         lambda: mb.ops.batch_norm()(X[..., :0], C[:0], C[:0]),
         "batch_norm: x has shape (2, 3, 0); wants [..., channels], at least one channel",
     ),
-    "batch_norm: negative eps": (lambda: mb.ops.batch_norm(eps=-1), "batch_norm: eps is -1; wants a number"),
+    "batch_norm: negative eps": (lambda: mb.ops.batch_norm(eps=-1), "batch_norm: eps is -1; wants at least 0"),
     "batch_norm_inference: variance of another size": (
         lambda: mb.ops.batch_norm_inference()(X, C, C, C, C[:1]),
         "batch_norm_inference: variance has shape (1,), x (2, 3, 6); variance must be (6,)",
@@ -448,7 +448,7 @@ MISTAKES: dict = {
     "BatchNorm: momentum": (lambda: BatchNorm(momentum=1.5), "BatchNorm: momentum is 1.5; wants a number in 0 … 1"),
     "LayerNorm: half an axis": (
         lambda: LayerNorm(trailing_axes=0.5).init(jax.random.key(0), X),
-        "LayerNorm: trailing_axes is 0.5; wants a whole number",
+        "layer_norm: trailing_axes is 0.5; wants a whole number",
     ),
     "GroupNorm: groups that do not divide": (
         lambda: mb.Serial(GroupNorm(4)).init(jax.random.key(0), X),

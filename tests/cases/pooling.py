@@ -44,11 +44,22 @@ def dilated_max(x):
     return jnp.max(jnp.stack([x[:, i : i + h, j : j + w] for i in (0, 3) for j in (0, 3)]), 0)
 
 
+def first_largest(x, axis=1):
+    """The first NaN, where there is one: argmax's order."""
+    return jnp.squeeze(jnp.take_along_axis(x, jnp.argmax(x, axis, keepdims=True), axis), axis)
+
+
+def first_largest_of_four(x):
+    """Windows of 2 x 2, two apart."""
+    return first_largest(jnp.stack([x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]), 0)
+
+
 def adaptive(reduce, *sizes: int):
     """PyTorch's definition of adaptive pooling, window by window."""
 
     def run(x):
-        for axis, m in enumerate(sizes, start=x.ndim - 1 - len(sizes)):
+        for i, m in reversed(list(enumerate(sizes))):
+            axis = i + x.ndim - 1 - len(sizes)
             n = x.shape[axis]
             bounds = [(int(np.floor(i * n / m)), int(np.ceil((i + 1) * n / m))) for i in range(m)]
             x = jnp.stack([reduce(jax.lax.slice_in_dim(x, *b, axis=axis), axis) for b in bounds], axis)
@@ -129,6 +140,8 @@ OPS = [
     Case("upsample_nearest", o.upsample_nearest(scale=2), doubled("nearest"), normal((2, 5, 7, 3)), LARGE),
     Case("upsample_nearest, sizes", o.upsample_nearest(sizes=(8, 6)), resize("nearest", 8, 6), normal((2, 5, 7, 3))),
     Case("upsample_nearest, corners", o.upsample_nearest(sizes=(8,), half_pixel=False), corner_copies(8), normal((2, 5, 3))),
+    Case("upsample_nearest, centres on edges", o.upsample_nearest(sizes=(9, 29)), resize("nearest", 9, 29), normal((2, 14, 14, 3))),
+    Case("upsample_nearest, corners on edges", o.upsample_nearest(sizes=(18, 27), half_pixel=False), corner_copies(18, 27), normal((2, 14, 21, 3))),
     Case("upsample_bilinear", o.upsample_bilinear(scale=2), doubled("linear"), normal((2, 5, 7, 3)), LARGE),
     Case("upsample_bilinear, smaller", o.upsample_bilinear(sizes=(4, 11)), interpolate(4, 11, corners=False), normal((2, 5, 7, 3))),
     Case("upsample_bilinear, corners", o.upsample_bilinear(sizes=(11, 1), align_corners=True), interpolate(11, 1), normal((2, 5, 7, 3))),
@@ -141,6 +154,10 @@ LAYERS: list[Case] = [
 ]
 
 large = 1e4 * np.arange(-17.0, 18.0).reshape(1, 5, 7, 1)
+infinite = np.where(large == 0, np.inf, np.where(large == -17e4, np.nan, large / 1e4))
+not_numbers = np.array([[np.nan, np.inf, 1, 2], [3, np.nan, np.inf, 4], [5, 6, np.nan, 7], [8, 9, np.nan, np.nan]])[
+    None, ..., None
+]
 
 # Judged in every precision: finite where the truth is, and right.
 EXTREMES: list[Case] = [
@@ -148,6 +165,12 @@ EXTREMES: list[Case] = [
     Case("max_pool, large", o.max_pool(window=3, strides=2), flax_max((3, 3), (2, 2)), exactly(large / 20)),
     Case("max_pool, masked with -inf", o.max_pool(window=2), flax_max((2, 2)), exactly(np.where(np.arange(35) % 2, -np.inf, np.arange(35.0)).reshape(1, 5, 7, 1))),
     Case("max_pool, taps that are all padding", o.max_pool(window=3, strides=1, padding="SAME"), flax_max((3, 3), (1, 1), "SAME"), exactly(np.array([[[[3.0]]]]))),
+    Case("max_pool, not a number", o.max_pool(window=2), first_largest_of_four, exactly(not_numbers)),
+    Case("global_max_pool, not a number", o.global_max_pool(), lambda x: first_largest(x.reshape(1, -1, 1)), exactly(not_numbers)),
+    Case("adaptive_max_pool, not a number", o.adaptive_max_pool(sizes=(2, 3)), adaptive(first_largest, 2, 3), exactly(not_numbers)),
+    Case("adaptive_average_pool, an infinite position", o.adaptive_average_pool(sizes=3), adaptive(jnp.mean, 3, 3), exactly(infinite)),
+    Case("adaptive_average_pool, one of many", o.adaptive_average_pool(sizes=(2,)), adaptive(jnp.mean, 2), exactly(np.where(np.arange(83) == 5, np.inf, 1).reshape(1, 83, 1))),
+    Case("average_pool, an infinite position", o.average_pool(window=3, strides=1, padding="SAME"), flax_average((3, 3), (1, 1), "SAME"), exactly(infinite)),
     Case("average_pool, large", o.average_pool(window=3, strides=2), flax_average((3, 3), (2, 2)), exactly(large / 20)),
     Case("average_pool, denormal", o.average_pool(window=2), flax_average((2, 2)), exactly(np.full((1, 4, 4, 1), 1e-40))),
     Case("global_average_pool, large", o.global_average_pool(), mean_over_positions, exactly(np.full((2, 64, 64, 1), 3e4))),
@@ -208,9 +231,9 @@ MISTAKES: dict = {
         lambda: o.max_pool(window=(2, 2), strides=(1, 1, 1)),
         "max_pool: got window (2, 2), strides (1, 1, 1), dilation 1; wants as many of each",
     ),
-    "a list for a window": (lambda: o.max_pool(window=[2, 2]), "max_pool: window is [2, 2]; wants a whole number"),
-    "an unknown padding": (lambda: o.max_pool(window=2, padding="HALF"), "max_pool: padding is 'HALF'; wants 'VALID', 'SAME' or a tuple"),
-    "a number for a padding": (lambda: o.average_pool(window=2, padding=1), "average_pool: padding is 1; wants 'VALID', 'SAME' or a tuple"),
+    "a truth for a window": (lambda: o.max_pool(window=[2, True]), "max_pool: window is (2, True); wants a whole number or a tuple"),
+    "an unknown padding": (lambda: o.max_pool(window=2, padding="HALF"), "max_pool: padding is 'HALF'; wants 'SAME', 'VALID' or a tuple"),
+    "a number for a padding": (lambda: o.average_pool(window=2, padding=1), "average_pool: padding is 1; wants 'SAME', 'VALID' or a tuple"),
     "a padding for another number of axes": (
         lambda: o.average_pool(window=(2, 2), padding=((1, 1),)),
         "average_pool: got window (2, 2), strides (2, 2), dilation 1, padding ((1, 1),); wants as many of each",

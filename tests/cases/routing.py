@@ -220,7 +220,7 @@ MISTAKES: dict = {
     "a rate in per cent": (lambda: Dropout(90), "dropout: keep_probability is 90; wants above 0, at most 1"),
     "dropout without a key": (
         lambda: mb.Serial(Dense(3), Dropout(0.9)).forward(*mb.Serial(Dense(3), Dropout(0.9)).init(KEY, X), X),
-        "Serial[1] Dropout(0.9): Dropout(0.9): got no key; wants one",
+        "Serial[1] Dropout(0.9): Dropout: got no key; wants one",
     ),
     "a seed for a key": (
         lambda: mb.ops.dropout(keep_probability=0.9)(X, 0),

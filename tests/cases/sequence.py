@@ -330,9 +330,9 @@ MISTAKES: dict = {
     "rnn: an axis that is not there": (lambda: mb.ops.rnn(axis=3)(X, H, WX, WH, B), "rnn: axis 3 is out of range"),
     "rnn: another activation": (
         lambda: mb.ops.rnn(activation="tan"),
-        "rnn: activation 'tan' is unknown; did you mean 'tanh'?",
+        "rnn: activation is 'tan'; wants 'tanh' or 'relu'",
     ),
-    "rnn_cell: another activation": (lambda: mb.ops.rnn_cell(activation="gelu"), "rnn_cell: activation 'gelu' is unknown"),
+    "rnn_cell: another activation": (lambda: mb.ops.rnn_cell(activation="gelu"), "rnn_cell: activation is 'gelu'; wants 'tanh' or 'relu'"),
     "rnn: integers": (lambda: mb.ops.rnn()(X.astype(int), H, WX, WH, B), "rnn: x is int32; wants floating point"),
     "rnn_cell: a scalar": (lambda: mb.ops.rnn_cell()(X[0, 0, 0], H, WX, WH, B), "rnn_cell: x has shape (); wants [..., in]"),
     "linear_recurrence: a of another length": (

@@ -141,8 +141,8 @@ MISTAKES: dict = {
         "softmax: axis (1, -1) names an axis twice",
     ),
     "a list of axes": (
-        lambda: mb.ops.softmax(axis=[0, 1]),
-        "softmax: axis is [0, 1]; wants a whole number, a tuple of them, or None for all",
+        lambda: mb.ops.softmax(axis=[0, 0.5]),
+        "softmax: axis is (0, 0.5); wants a whole number, a tuple (each a whole number) or None",
     ),
     "half an axis": (lambda: mb.ops.logsumexp(axis=0.5), "logsumexp: axis is 0.5; wants a whole number"),
     "frozen": (lambda: mb.ops.softmax(temperature=0), "softmax: temperature is 0; wants a number above 0"),
@@ -152,7 +152,7 @@ MISTAKES: dict = {
     ),
     "a mask for an option": (
         lambda: mb.ops.log_softmax(mask=(True, False)),
-        "log_softmax: mask is (True, False); wants True or False: the mask itself is the second argument",
+        "log_softmax: mask is (True, False); wants True or False",
     ),
     "a mask of floats": (
         lambda: mb.ops.softmax(mask=True)(X, X),

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from manual_backprop.contract import InputError, op
+from manual_backprop.contract import op
+from manual_backprop.errors import InputError
 from manual_backprop.ops.activations.rules import FromMask, from_input, from_mask
 from manual_backprop.ops.arrays import want_float, wide
+from manual_backprop.options import want_not_negative
 
 
 @op
@@ -111,8 +113,7 @@ def softshrink(*, threshold: float = 0.5):
 
     Saved: that, one byte a number.  (Donoho & Johnstone 1994, "Ideal spatial adaptation by wavelet shrinkage".)
     """
-    if not threshold >= 0:
-        raise InputError(f"softshrink: threshold is {threshold}; wants a number, at least 0")
+    want_not_negative("softshrink", threshold=threshold)
     return from_mask("softshrink", lambda x: x - jnp.clip(x, -threshold, threshold), lambda x: jnp.abs(x) > threshold)
 
 

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from manual_backprop.contract import InputError
 from manual_backprop.ops.arrays import want_float, wide
 
 
@@ -70,10 +69,3 @@ def from_mask(name: str, f: Callable, passes: Callable, slope: float = 1):
         return (dx.astype(dy.dtype),)
 
     return forward, backward
-
-
-def want_positive(name: str, **options: float) -> None:
-    """Raises InputError for an option that is no number above 0."""
-    for option, value in options.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise InputError(f"{name}: {option} is {value!r}; wants a number above 0")

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from manual_backprop.contract import op
-from manual_backprop.ops.activations.rules import from_input, from_output, want_positive
+from manual_backprop.ops.activations.rules import from_input, from_output
+from manual_backprop.options import want_positive
 
 
 @op

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.lax import linalg
 
-from manual_backprop.contract import InputError
+from manual_backprop.errors import InputError
 from manual_backprop.ops.arrays import want_float
 
 

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from manual_backprop.contract import InputError, op, want_count
+from manual_backprop.contract import op
+from manual_backprop.errors import InputError, want_count
 from manual_backprop.ops.arrays import want_float, wide, wide_dtype
 
 

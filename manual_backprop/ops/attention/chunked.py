@@ -19,7 +19,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from manual_backprop.contract import op, want_count
+from manual_backprop.contract import op
+from manual_backprop.errors import want_count
 from manual_backprop.ops.arrays import wide, wide_dtype
 from manual_backprop.ops.attention.chunks import (
     Run,
@@ -31,6 +32,7 @@ from manual_backprop.ops.attention.chunks import (
     runs,
 )
 from manual_backprop.ops.attention.scores import (
+    Align,
     Scoring,
     exponentials,
     pairs,
@@ -71,7 +73,7 @@ def chunked_attention(
     chunk: int = 128,
     causal: bool = False,
     window: int | tuple[int, int] | None = None,
-    align: str = "top_left",
+    align: Align = "top_left",
     softcap: float | None = None,
     scale: float | None = None,
     mask: bool = False,

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from manual_backprop.contract import op
 from manual_backprop.ops.arrays import Spec, spec, sum_to, wide
 from manual_backprop.ops.attention.scores import (
+    Align,
     Scoring,
     pairs,
     softmax_parts,
@@ -48,7 +49,7 @@ def attention(
     *,
     causal: bool = False,
     window: int | tuple[int, int] | None = None,
-    align: str = "top_left",
+    align: Align = "top_left",
     softcap: float | None = None,
     scale: float | None = None,
     mask: bool = False,

@@ -20,8 +20,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from manual_backprop.contract import InputError, op
+from manual_backprop.contract import op
+from manual_backprop.errors import InputError
 from manual_backprop.ops.arrays import want_float, wide, wide_dtype
+from manual_backprop.options import want_fraction, want_positive
 
 
 class Residuals(NamedTuple):
@@ -37,10 +39,8 @@ def rotary_embedding(*, base: float = 10000.0, interleaved: bool = False, fracti
     or 2 i and 2 i + 1 (True; the paper, GPT-J).  fraction: of the entries that turn, the first R = fraction · H.
     Angles are in at least float32. Raises InputError when R is odd or shapes do not fit. Derivation: the module.
     """
-    if not base > 0:
-        raise InputError(f"rotary_embedding: base is {base!r}; wants a number above 0")
-    if not 0 < fraction <= 1:
-        raise InputError(f"rotary_embedding: fraction is {fraction!r}; wants above 0, at most 1")
+    want_positive("rotary_embedding", base=base)
+    want_fraction("rotary_embedding", fraction=fraction)
 
     def turned(x, cos, sin):
         """y, of x and the angles' cos and sin; dx, of dy and those of the angles back."""

@@ -14,13 +14,17 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from manual_backprop.contract import InputError
+from manual_backprop.errors import InputError, want_key
 from manual_backprop.ops.arrays import want_float, wide_dtype
+from manual_backprop.options import want_fraction, want_not_negative, want_positive
+
+Align = Literal["top_left", "bottom_right"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Scoring:
     op: str
     causal: bool
     window: int | tuple[int, int] | None
-    align: str
+    align: Align
     softcap: float | None
     scale: float | None
     mask: bool
@@ -38,16 +42,10 @@ class Scoring:
     keep_probability: float
 
     def __post_init__(self):
-        window = self.window if isinstance(self.window, tuple) else (self.window, self.window)
-        if self.window is not None and not (len(window) == 2 and all(isinstance(w, int) and w >= 0 for w in window)):
-            wants = "a number of positions, at least 0, or two: (left, right)"
-            raise InputError(f"{self.op}: window is {self.window!r}; wants {wants}")
-        if self.align not in ("top_left", "bottom_right"):
-            raise InputError(f"{self.op}: align is {self.align!r}; wants 'top_left' or 'bottom_right'")
-        if self.softcap is not None and not self.softcap > 0:
-            raise InputError(f"{self.op}: softcap is {self.softcap!r}; wants a number above 0, or None")
-        if not 0 < self.keep_probability <= 1:
-            raise InputError(f"{self.op}: keep_probability is {self.keep_probability!r}; wants above 0, at most 1")
+        for positions in self.window if isinstance(self.window, tuple) else (self.window,):
+            want_not_negative(self.op, window=positions)
+        want_positive(self.op, softcap=self.softcap)
+        want_fraction(self.op, keep_probability=self.keep_probability)
 
     @property
     def dropping(self) -> bool:
@@ -62,15 +60,12 @@ class Scoring:
         """forward(q, k, v, mask, bias, key) as a function of those arguments alone; the others are None."""
 
         def run(*args):
-            if len(args) != len(self.arguments):
-                wants = ", ".join(self.arguments)
-                raise InputError(f"{self.op}: got {len(args)} arguments; wants {wants}, by its options")
             given = dict(zip(self.arguments, args, strict=True))
             q, k, v, mask, bias, key = (given.get(name) for name in ("q", "k", "v", "mask", "bias", "key"))
             self.check(q, k, v, mask, bias, key)
             return forward(q, k, v, mask, bias, key)
 
-        kind = inspect.Parameter.POSITIONAL_ONLY
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
         run.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in self.arguments])
         return run
 
@@ -134,8 +129,8 @@ class Scoring:
         for name, x in (("mask", mask), ("bias", bias)):
             if x is not None and not _broadcasts(x.shape, shape):
                 raise InputError(f"{op}: {name} has shape {x.shape}; must broadcast to {shape}: [..., heads, T, S]")
-        if key is not None and not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.dtype != jnp.uint32:
-            raise InputError(f"{op}: key is {key.dtype}{list(key.shape)}; wants a key, such as jax.random.key(0)")
+        if key is not None:
+            want_key(op, key)
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:

@@ -20,16 +20,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from manual_backprop.contract import InputError, op
+from manual_backprop.contract import op
+from manual_backprop.errors import InputError
 from manual_backprop.ops.arrays import is_float, sum_to, want_float, want_shape, wide
 from manual_backprop.ops.costs.reduction import (
+    Reduction,
     dcosts,
     dweights,
     reduce,
     unless_masked,
     want_items,
     want_range,
-    want_reduction,
 )
 
 
@@ -41,14 +42,13 @@ class Residuals(NamedTuple):
 
 
 @op
-def binary_cross_entropy(*, reduction: str = "mean", positive_weight: bool = False, weights: bool = False):
+def binary_cross_entropy(*, reduction: Reduction = "mean", positive_weight: bool = False, weights: bool = False):
     """logits [...], target [...] (, positive_weight) (, weights [...]) → C, the mean over every entry.
 
     `positive_weight=True` takes P as the third argument, of a shape that broadcasts to the logits', such as one for
     each class. The reductions and the weights: `reduction.py`.
     Raises InputError for shapes that do not fit, for a target outside 0 … 1 in an eager call, and for no entries.
     """
-    want_reduction("binary_cross_entropy", reduction)
 
     def forward(logits, target, positive_weight, weights):
         check(logits, target, reduction, positive_weight, weights)

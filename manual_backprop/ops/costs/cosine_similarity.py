@@ -19,8 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from manual_backprop.contract import InputError, op
-from manual_backprop.ops.arrays import sum_to, want_axes, want_float, wide
+from manual_backprop.contract import op
+from manual_backprop.errors import InputError
+from manual_backprop.ops.arrays import sum_to, want_axis, want_float, wide
+from manual_backprop.options import want_positive
 
 
 class Residuals(NamedTuple):
@@ -38,7 +40,7 @@ def cosine_similarity(*, axis: int = -1, eps: float = 1e-8):
     It is no mean and no cost yet: 1 - y is what one minimises.
     Raises InputError unless eps > 0, for an axis out of range and for shapes that do not broadcast.
     """
-    want_eps("cosine_similarity", eps)
+    want_positive("cosine_similarity", eps=eps)
 
     def forward(u, v):
         u_, v_, along = aligned(u, v, axis)
@@ -76,15 +78,10 @@ def aligned(u, v, axis: int) -> tuple[jax.Array, jax.Array, int]:
         raise InputError(
             f"cosine_similarity: u has shape {u.shape}, v {v.shape}; wants shapes that broadcast"
         ) from None
-    (along,) = want_axes("cosine_similarity", axis, len(shape))
+    along = want_axis("cosine_similarity", axis, len(shape))
 
     def stretched(x):
         x = x.reshape((1,) * (len(shape) - x.ndim) + x.shape)
         return jnp.broadcast_to(wide(x), (*x.shape[:along], shape[along], *x.shape[along + 1 :]))
 
     return *map(stretched, (u, v)), along
-
-
-def want_eps(name: str, eps: float) -> None:
-    if not eps > 0:
-        raise InputError(f"{name}: eps is {eps}; wants a number above 0")

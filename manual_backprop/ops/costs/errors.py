@@ -15,9 +15,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from manual_backprop.contract import InputError, op
+from manual_backprop.contract import op
 from manual_backprop.ops.arrays import is_float, want_float, want_shape, wide
-from manual_backprop.ops.costs.reduction import dcosts, dweights, reduce, unless_masked, want_items, want_reduction
+from manual_backprop.ops.costs.reduction import Reduction, dcosts, dweights, reduce, unless_masked, want_items
+from manual_backprop.options import want_positive
 
 
 class Residuals(NamedTuple):
@@ -27,7 +28,7 @@ class Residuals(NamedTuple):
 
 
 @op
-def mean_squared_error(*, reduction: str = "mean", weights: bool = False):
+def mean_squared_error(*, reduction: Reduction = "mean", weights: bool = False):
     """prediction [...], target [...] (, weights [...]) → C = ⟨(a - t)²⟩, the mean over every entry.
 
         da = dc · 2 (a - t),    dt = -da
@@ -39,7 +40,7 @@ def mean_squared_error(*, reduction: str = "mean", weights: bool = False):
 
 
 @op
-def absolute_error(*, reduction: str = "mean", weights: bool = False):
+def absolute_error(*, reduction: Reduction = "mean", weights: bool = False):
     """prediction [...], target [...] (, weights [...]) → C = ⟨|a - t|⟩, the mean over every entry.
 
         da = dc · sign(a - t),  0 at the kink,    dt = -da
@@ -51,7 +52,7 @@ def absolute_error(*, reduction: str = "mean", weights: bool = False):
 
 
 @op
-def huber(*, delta: float = 1.0, reduction: str = "mean", weights: bool = False):
+def huber(*, delta: float = 1.0, reduction: Reduction = "mean", weights: bool = False):
     """prediction [...], target [...] (, weights [...]) → C = ⟨c⟩, c = ½ e² where |e| ≤ δ, else δ (|e| - ½ δ).
 
         c = q (e - ½ q),  q = max(-δ, min(e, δ)),    da = dc · q,    dt = -da
@@ -60,8 +61,7 @@ def huber(*, delta: float = 1.0, reduction: str = "mean", weights: bool = False)
     Raises InputError unless δ > 0, for shapes that differ, and for no entries.
     Source: Huber 1964, "Robust estimation of a location parameter".  Saved: the arguments, nothing new.
     """
-    if not delta > 0:
-        raise InputError(f"huber: delta is {delta}; wants a number above 0")
+    want_positive("huber", delta=delta)
 
     def clipped(e):
         return jnp.where(jnp.abs(e) > delta, jnp.copysign(delta, e), e)
@@ -71,7 +71,6 @@ def huber(*, delta: float = 1.0, reduction: str = "mean", weights: bool = False)
 
 def of_errors(name: str, cost: Callable, derivative: Callable, reduction: str, weights: bool):
     """(forward, backward) of c = cost(a - t), reduced."""
-    want_reduction(name, reduction)
 
     def forward(prediction, target, weights):
         check(name, prediction, target, reduction, weights)

@@ -23,10 +23,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from manual_backprop.contract import InputError, op
+from manual_backprop.contract import op
+from manual_backprop.errors import InputError
 from manual_backprop.ops.arrays import want_float, want_shape, wide
-from manual_backprop.ops.costs.cosine_similarity import length, want_eps
-from manual_backprop.ops.costs.reduction import dcosts, reduce, want_items, want_reduction
+from manual_backprop.ops.costs.cosine_similarity import length
+from manual_backprop.ops.costs.reduction import Reduction, dcosts, reduce, want_items
+from manual_backprop.options import want_positive
 
 
 class Residuals(NamedTuple):
@@ -45,17 +47,14 @@ def info_nce(
     normalized: bool = True,
     symmetric: bool = False,
     eps: float = 1e-8,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
 ):
     """queries [..., n, d], keys [..., n, d] → C, the mean over the queries; the key of query i is key i.
 
     There are no weights of items: each pair is a wrong answer to all the others, so none can be left out alone.
     Raises InputError unless temperature and eps are above 0, for shapes that differ, and for no queries.
     """
-    want_reduction("info_nce", reduction)
-    want_eps("info_nce", eps)
-    if not temperature > 0:
-        raise InputError(f"info_nce: temperature is {temperature}; wants a number above 0")
+    want_positive("info_nce", temperature=temperature, eps=eps)
 
     def forward(queries, keys):
         check(queries, keys, reduction)

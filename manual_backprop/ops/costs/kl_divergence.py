@@ -24,9 +24,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from manual_backprop.contract import InputError, op
+from manual_backprop.contract import op
+from manual_backprop.errors import InputError
 from manual_backprop.ops.arrays import want_float, want_shape, wide
-from manual_backprop.ops.costs.reduction import dcosts, dweights, reduce, unless_masked, want_items, want_reduction
+from manual_backprop.ops.costs.reduction import Reduction, dcosts, dweights, reduce, unless_masked, want_items
 
 
 class Residuals(NamedTuple):
@@ -36,13 +37,12 @@ class Residuals(NamedTuple):
 
 
 @op
-def kl_divergence(*, log_target: bool = False, reduction: str = "mean", weights: bool = False):
+def kl_divergence(*, log_target: bool = False, reduction: Reduction = "mean", weights: bool = False):
     """log_prediction [..., outcomes], target [..., outcomes] (, weights [...]) → C, the mean over the distributions.
 
     An item is a distribution, summed over its outcomes: as `optax.losses.kl_divergence`, and PyTorch's "batchmean".
     The reductions and the weights: `reduction.py`.  Raises InputError for shapes that differ, and for no distributions.
     """
-    want_reduction("kl_divergence", reduction)
 
     def forward(log_prediction, target, weights):
         check(log_prediction, target, reduction, weights)

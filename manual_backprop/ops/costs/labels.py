@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from manual_backprop.contract import InputError
+from manual_backprop.errors import InputError
 from manual_backprop.ops.arrays import known
 
 

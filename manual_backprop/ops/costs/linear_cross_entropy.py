@@ -28,26 +28,26 @@ Saved: forward, dh and dw; backward, the arguments and two numbers a token, m an
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from manual_backprop.contract import InputError, choose, op, want_count
+from manual_backprop.contract import op
+from manual_backprop.errors import InputError, want_count
 from manual_backprop.ops.arrays import Spec, spec, want_float, want_shape, wide_dtype
 from manual_backprop.ops.costs import head_by_classes, head_by_tokens
 from manual_backprop.ops.costs.head import Head
 from manual_backprop.ops.costs.labels import class_index, signed, want_classes, want_smoothing
 from manual_backprop.ops.costs.reduction import (
+    Reduction,
     dcosts,
     dweights,
     reduce,
     unless_masked,
     want_items,
-    want_reduction,
 )
-
-WAYS = {"forward": "some tokens at a time", "backward": "some classes at a time"}
+from manual_backprop.options import want_positive
 
 
 class Gradients(NamedTuple):
@@ -72,14 +72,14 @@ class Residuals(NamedTuple):
 @op
 def linear_cross_entropy(
     *,
-    gradients: str = "forward",
+    gradients: Literal["forward", "backward"] = "forward",
     chunk: int = 1024,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     ignored: int | None = None,
     softcap: float | None = None,
     weights: bool = False,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
 ):
     """hidden [..., d], weight [classes, d] as an embedding's table, labels [...] (, weights [...]) → C.
 
@@ -91,12 +91,9 @@ def linear_cross_entropy(
     for a label outside 0 … classes - 1 in an eager call; inside jit it does as `softmax_cross_entropy`.
     """
     name = "linear_cross_entropy"
-    choose(f"{name}: gradients", gradients, WAYS)
-    want_reduction(name, reduction)
     want_smoothing(name, label_smoothing)
     chunk = want_count(f"{name}: chunk", chunk)
-    if softcap is not None and not softcap > 0:
-        raise InputError(f"{name}: softcap is {softcap}; wants a number above 0, or None")
+    want_positive(name, softcap=softcap)
     if gradients == "forward" and reduction == "none":
         raise InputError(f"{name}: reduction 'none' wants gradients='backward'")
     head = Head(label_smoothing, z_loss, softcap)

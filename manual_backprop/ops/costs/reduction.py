@@ -12,14 +12,16 @@ Where W = 0 nothing counts: C and all its derivatives are 0. What is no number (
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from manual_backprop.contract import InputError, choose
+from manual_backprop.errors import InputError
 from manual_backprop.ops.arrays import is_float, want_examples, want_shape, wide
 
-REDUCTIONS = {"mean": "Σ w c / Σ w", "sum": "Σ w c", "none": "w c"}
+Reduction = Literal["mean", "sum", "none"]
 
 
 def reduce(reduction: str, costs, weights=None, counts=None) -> jax.Array:
@@ -78,11 +80,6 @@ def _over(x, W):
 
 
 # ── what does not fit ────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def want_reduction(name: str, reduction: str) -> None:
-    """Raises InputError for an option that is none of REDUCTIONS."""
-    choose(f"{name}: reduction", reduction, REDUCTIONS)
 
 
 def want_items(name: str, reduction: str, x, shape: tuple[int, ...], weights) -> None:

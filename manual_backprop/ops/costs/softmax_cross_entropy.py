@@ -29,7 +29,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from manual_backprop.contract import InputError, op
+from manual_backprop.contract import op
+from manual_backprop.errors import InputError
 from manual_backprop.ops.arrays import is_float, want_float, want_shape, wide, wide_dtype
 from manual_backprop.ops.costs.labels import (
     are_classes,
@@ -40,13 +41,13 @@ from manual_backprop.ops.costs.labels import (
     want_smoothing,
 )
 from manual_backprop.ops.costs.reduction import (
+    Reduction,
     dcosts,
     dcounts,
     dweights,
     reduce,
     unless_masked,
     want_items,
-    want_reduction,
 )
 
 
@@ -71,7 +72,7 @@ def softmax_cross_entropy(
     ignored: int | None = None,
     class_weights: bool = False,
     weights: bool = False,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
 ):
     """logits [..., classes], labels [...] of integers or [..., classes] → C, a scalar in at least float32.
 
@@ -83,7 +84,6 @@ def softmax_cross_entropy(
     and indexing is that of `jnp.take_along_axis`: a label beyond the classes makes the cost NaN, a negative one counts
     from the end.
     """
-    want_reduction("softmax_cross_entropy", reduction)
     want_smoothing("softmax_cross_entropy", label_smoothing)
 
     def forward(logits, labels, class_weights, weights):

@@ -19,9 +19,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from manual_backprop.contract import InputError, op
+from manual_backprop.contract import op
+from manual_backprop.errors import InputError
 from manual_backprop.ops.arrays import is_float, want_float, wide
-from manual_backprop.ops.costs.reduction import dcosts, dweights, reduce, unless_masked, want_items, want_reduction
+from manual_backprop.ops.costs.reduction import Reduction, dcosts, dweights, reduce, unless_masked, want_items
 
 
 class Residuals(NamedTuple):
@@ -31,14 +32,13 @@ class Residuals(NamedTuple):
 
 
 @op
-def squared_error(*, reduction: str = "mean", weights: bool = False):
+def squared_error(*, reduction: Reduction = "mean", weights: bool = False):
     """prediction [..., outputs], target likewise (float or integer) → C, a scalar in at least float32.
 
     The last axis counts outputs, the axes before it examples, which are the items of `reduction.py`:
     `reduction="none"` gives C [...], and `weights=True` takes weights [...] as a third argument.
     Raises InputError for shapes that differ and for the mean of an empty batch.
     """
-    want_reduction("squared_error", reduction)
 
     def forward(prediction, target, weights):
         check(prediction, target, reduction, weights)

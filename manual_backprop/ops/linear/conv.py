@@ -46,7 +46,7 @@ def conv(
     """
 
     options = {"strides": strides, "kernel_dilation": kernel_dilation, "input_dilation": input_dilation}
-    check_options("conv", padding, groups, **options)
+    check_options("conv", groups, **options)
 
     def window_of(size, kernel) -> Window:
         s, d, t = (per_axis("conv", name, value, len(kernel)) for name, value in options.items())

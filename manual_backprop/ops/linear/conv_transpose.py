@@ -42,7 +42,7 @@ def conv_transpose(
     """
 
     options = {"strides": strides, "kernel_dilation": kernel_dilation}
-    check_options("conv_transpose", padding, groups, **options)
+    check_options("conv_transpose", groups, **options)
 
     def window_of(size, kernel) -> Window:
         s, d = (per_axis("conv_transpose", name, value, len(kernel)) for name, value in options.items())

@@ -20,8 +20,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from manual_backprop.contract import InputError, op
+from manual_backprop.contract import op
+from manual_backprop.errors import InputError
 from manual_backprop.ops.arrays import Spec, known, spec, want_float, wide, wide_dtype
+from manual_backprop.options import want_not_negative
 
 
 class Residuals(NamedTuple):
@@ -37,9 +39,7 @@ def embedding(*, padding_id: int | None = None):
     Raises InputError for ids that are no integers and, in an eager call, for an id outside 0 … rows - 1. Inside jit
     values are not known: there, such an id gives a row of NaN, and no gradient.
     """
-
-    if not (padding_id is None or (isinstance(padding_id, int) and padding_id >= 0)):
-        raise InputError(f"embedding: padding_id is {padding_id!r}; wants None or a whole number, at least 0")
+    want_not_negative("embedding", padding_id=padding_id)
 
     def forward(ids, table):
         check(ids, table, padding_id)

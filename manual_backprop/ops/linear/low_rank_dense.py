@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from manual_backprop.contract import InputError, op
+from manual_backprop.contract import op
+from manual_backprop.errors import InputError
 from manual_backprop.ops.arrays import want_float
 from manual_backprop.ops.linear.dense import product
 

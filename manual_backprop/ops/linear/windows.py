@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from manual_backprop.contract import InputError, want_count
+from manual_backprop.errors import InputError, want_count
 from manual_backprop.ops.arrays import want_float
 
 PerAxis = int | tuple[int, ...]
-Padding = str | int | tuple[int | tuple[int, int], ...]
+Padding = Literal["SAME", "VALID"] | int | tuple[int | tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -50,24 +51,12 @@ def pairs(op: str, padding: int | tuple, count: int) -> tuple[tuple[int, int], .
 # ── checks ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def check_options(op: str, padding: Padding, groups: int, **per_axis: PerAxis) -> None:
+def check_options(op: str, groups: int, **per_axis: PerAxis) -> None:
     """The options alone, in the constructor."""
     want_count(f"{op}: groups", groups)
     for name, value in per_axis.items():
         for one in value if isinstance(value, tuple) else (value,):
             want_count(f"{op}: {name}", one)
-    if isinstance(padding, str):
-        good = padding in ("SAME", "VALID")
-    else:
-        each = padding if isinstance(padding, tuple) else (padding,)
-        good = all(_is_int(p) or (isinstance(p, tuple) and len(p) == 2 and all(map(_is_int, p))) for p in each)
-    if not good:
-        wants = "'SAME', 'VALID', a number, or a tuple with a number or a pair for each axis"
-        raise InputError(f"{op}: padding is {padding!r}; wants {wants}")
-
-
-def _is_int(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check(op: str, x, w, groups: int, transpose_kernel: bool) -> None:

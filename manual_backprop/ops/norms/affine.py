@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from manual_backprop.contract import InputError
+from manual_backprop.errors import InputError
 from manual_backprop.ops.arrays import want_float
 
 
@@ -34,11 +34,6 @@ def given(*values) -> tuple:
 
 def result_dtype(*arguments) -> jnp.dtype:
     return jnp.result_type(*given(*arguments))
-
-
-def want_eps(op: str, eps: float) -> None:
-    if not (isinstance(eps, int | float) and eps >= 0):
-        raise InputError(f"{op}: eps is {eps!r}; wants a number, at least 0")
 
 
 def want_parameters(op: str, x, shape: tuple[int, ...], **parameters) -> None:

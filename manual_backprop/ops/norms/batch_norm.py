@@ -24,9 +24,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from manual_backprop.contract import InputError, op
+from manual_backprop.contract import op
+from manual_backprop.errors import InputError
 from manual_backprop.ops.arrays import wide
-from manual_backprop.ops.norms.affine import affine, given, result_dtype, taking, want_eps, want_parameters
+from manual_backprop.ops.norms.affine import affine, given, result_dtype, taking, want_parameters
+from manual_backprop.options import want_not_negative
 
 
 class Residuals(NamedTuple):
@@ -45,7 +47,7 @@ def batch_norm(*, eps: float = 1e-5, scale: bool = True, bias: bool = True):
     batch they are 0.  Derivation: the module.
     Raises InputError where a channel has one value alone, when scale or bias do not fit x, and for a negative eps.
     """
-    want_eps("batch_norm", eps)
+    want_not_negative("batch_norm", eps=eps)
 
     def forward(x, scale, bias):
         check("batch_norm", x, scale=scale, bias=bias)

@@ -23,8 +23,9 @@ from jax import lax
 
 from manual_backprop.contract import op
 from manual_backprop.ops.arrays import wide
-from manual_backprop.ops.norms.affine import affine, given, result_dtype, want_eps
+from manual_backprop.ops.norms.affine import affine, given, result_dtype
 from manual_backprop.ops.norms.batch_norm import check
+from manual_backprop.options import want_not_negative
 
 
 class Residuals(NamedTuple):
@@ -43,7 +44,7 @@ def batch_norm_inference(*, eps: float = 1e-5, scale: bool = True, bias: bool = 
     variance, often wider, do not count.  Derivation: the module.
     Raises InputError when an argument does not fit x, and for a negative eps.
     """
-    want_eps("batch_norm_inference", eps)
+    want_not_negative("batch_norm_inference", eps=eps)
 
     def forward(x, scale, bias, mean, variance):
         check("batch_norm_inference", x, scale=scale, bias=bias, mean=mean, variance=variance)

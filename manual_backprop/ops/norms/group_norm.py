@@ -30,9 +30,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from manual_backprop.contract import InputError, op, want_count
+from manual_backprop.contract import op
+from manual_backprop.errors import InputError, want_count
 from manual_backprop.ops.arrays import wide
-from manual_backprop.ops.norms.affine import affine, given, result_dtype, taking, want_eps, want_parameters
+from manual_backprop.ops.norms.affine import affine, given, result_dtype, taking, want_parameters
+from manual_backprop.options import want_not_negative
 
 
 class Residuals(NamedTuple):
@@ -82,7 +84,7 @@ def instance_norm(*, eps: float = 1e-5, scale: bool = True, bias: bool = True):
 
 def by_groups(name: str, groups_of: Callable, eps: float, scale: bool, bias: bool):
     """The pair of both ops. groups_of(x): how many groups x's channels make."""
-    want_eps(name, eps)
+    want_not_negative(name, eps=eps)
 
     def forward(x, scale, bias):
         groups, channels = groups_of(x), x.shape[-1]

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from manual_backprop.contract import op
 from manual_backprop.ops.arrays import want_axes, want_float, wide
-from manual_backprop.ops.norms.affine import want_eps
+from manual_backprop.options import want_not_negative
 
 
 class Residuals(NamedTuple):
@@ -38,7 +38,7 @@ def l2_norm(*, axis: int | tuple[int, ...] | None = -1, eps: float = 1e-12):
     Squares are summed in at least float32; a vector longer than 1e19 has its square beyond the end: y and dx are 0.
     Raises InputError for an axis that x has not, and for a negative eps.
     """
-    want_eps("l2_norm", eps)
+    want_not_negative("l2_norm", eps=eps)
 
     def forward(x):
         want_float("l2_norm", x=x)

@@ -23,9 +23,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from manual_backprop.contract import InputError, op, want_count
+from manual_backprop.contract import op
+from manual_backprop.errors import InputError, want_count
 from manual_backprop.ops.arrays import wide
-from manual_backprop.ops.norms.affine import affine, given, result_dtype, taking, want_eps, want_parameters
+from manual_backprop.ops.norms.affine import affine, given, result_dtype, taking, want_parameters
+from manual_backprop.options import want_not_negative
 
 
 class Residuals(NamedTuple):
@@ -45,7 +47,7 @@ def layer_norm(*, eps: float = 1e-5, trailing_axes: int = 1, scale: bool = True,
     rstd is then 0, and so is dx. A constant vector has x̂ = 0. Derivation: the module.
     Raises InputError when scale or bias do not fit x, when there is nothing to normalise, and for a negative eps.
     """
-    want_eps("layer_norm", eps)
+    want_not_negative("layer_norm", eps=eps)
     trailing_axes = want_count("layer_norm: trailing_axes", trailing_axes)
     axes = tuple(range(-trailing_axes, 0))
 

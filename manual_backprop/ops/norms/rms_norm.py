@@ -22,10 +22,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from manual_backprop.contract import op, want_count
+from manual_backprop.contract import op
+from manual_backprop.errors import want_count
 from manual_backprop.ops.arrays import wide
-from manual_backprop.ops.norms.affine import affine, given, result_dtype, taking, want_eps
+from manual_backprop.ops.norms.affine import affine, given, result_dtype, taking
 from manual_backprop.ops.norms.layer_norm import check, row_sums
+from manual_backprop.options import want_not_negative
 
 
 class Residuals(NamedTuple):
@@ -41,7 +43,7 @@ def rms_norm(*, eps: float = 1e-6, trailing_axes: int = 1, scale: bool = True):
     Squares are summed in at least float32; entries above 1e19/√d have squares beyond its end: y and dx are then 0.
     Raises InputError when scale does not fit x, when there is nothing to normalise, and for a negative eps.
     """
-    want_eps("rms_norm", eps)
+    want_not_negative("rms_norm", eps=eps)
     trailing_axes = want_count("rms_norm: trailing_axes", trailing_axes)
     axes = tuple(range(-trailing_axes, 0))
 

@@ -19,9 +19,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from manual_backprop.contract import InputError, op
+from manual_backprop.contract import op
+from manual_backprop.errors import InputError
 from manual_backprop.ops.arrays import Spec, spec, want_float, wide
-from manual_backprop.ops.pooling.windows import place, tap, taps_of, want_window, windows_of
+from manual_backprop.ops.pooling.windows import Padding, place, tap, taps_of, want_window, windows_of
 
 
 class Residuals(NamedTuple):
@@ -33,7 +34,7 @@ def average_pool(
     *,
     window: int | tuple[int, ...],
     strides: int | tuple[int, ...] | None = None,
-    padding: str | tuple[tuple[int, int], ...] = "VALID",
+    padding: Padding = "VALID",
     count_padding: bool = True,
     divisor: float | None = None,
 ):

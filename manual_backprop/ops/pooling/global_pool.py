@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from manual_backprop.contract import InputError, op
+from manual_backprop.contract import op
+from manual_backprop.errors import InputError
 from manual_backprop.ops.arrays import Spec, spec, want_float, wide, wide_dtype
 
 

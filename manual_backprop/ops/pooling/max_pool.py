@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from manual_backprop.contract import op
 from manual_backprop.ops.arrays import Spec, spec, want_float, wide
-from manual_backprop.ops.pooling.windows import place, tap, want_window, windows_of
+from manual_backprop.ops.pooling.windows import Padding, place, tap, want_window, windows_of
 
 
 class Residuals(NamedTuple):
@@ -35,7 +35,7 @@ def max_pool(
     *,
     window: int | tuple[int, ...],
     strides: int | tuple[int, ...] | None = None,
-    padding: str | tuple[tuple[int, int], ...] = "VALID",
+    padding: Padding = "VALID",
     dilation: int | tuple[int, ...] = 1,
 ):
     """x [batch, *spatial, channels] → y [batch, *fewer, channels]; strides default to the window.

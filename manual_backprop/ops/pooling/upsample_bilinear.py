@@ -15,13 +15,14 @@ along one axis after another. Saved: nothing; M is known from the shape of x.
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
 
 from manual_backprop.contract import op
 from manual_backprop.ops.arrays import Spec, spec, want_float
-from manual_backprop.ops.pooling.resample import apply, resized, want_sizes_or_scale
+from manual_backprop.ops.pooling.resample import apply, positions, resized, want_sizes_or_scale
 
 
 class Residuals(NamedTuple):
@@ -60,9 +61,8 @@ def upsample_bilinear(
     return forward, backward
 
 
-def _interpolate(n: int, m: int, s: float, align_corners: bool) -> np.ndarray:
-    i = np.arange(m)
-    p = i * (n - 1) / max(m - 1, 1) if align_corners else np.clip((i + 0.5) / s - 0.5, 0, n - 1)
+def _interpolate(n: int, m: int, s: float | Fraction, align_corners: bool) -> np.ndarray:
+    p = np.arange(m) * (n - 1) / max(m - 1, 1) if align_corners else np.clip(positions(m, s, 0.5) - 0.5, 0, n - 1)
     j = np.floor(p).astype(int)
     t = (p - j)[:, None]
     one = np.eye(n)

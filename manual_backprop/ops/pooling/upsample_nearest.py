@@ -2,7 +2,7 @@
 
 Output i copies the input whose cell its centre falls into, for a scale s, m outputs for n inputs:
 
-    yᵢ = x at j(i),    j(i) = ⌊(i + ½) / s⌋        (⌊i / s⌋ without `half_pixel`)
+    yᵢ = x at j(i),    j(i) = ⌊(i + ½) / s⌋        (⌊i / s⌋ without `half_pixel`; for given sizes s = m/n, exactly)
 
 An input reaches C through every copy of it, and copies are paths, which add up:
 
@@ -13,13 +13,14 @@ along one axis after another. Saved: nothing; the copies are known from the shap
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
 
 from manual_backprop.contract import op
 from manual_backprop.ops.arrays import Spec, spec, want_float
-from manual_backprop.ops.pooling.resample import apply, resized, want_sizes_or_scale
+from manual_backprop.ops.pooling.resample import apply, positions, resized, want_sizes_or_scale
 
 
 class Residuals(NamedTuple):
@@ -60,6 +61,6 @@ def upsample_nearest(
     return forward, backward
 
 
-def _copy(n: int, m: int, s: float, center: float) -> np.ndarray:
-    j = np.floor((np.arange(m) + center) / s).astype(int)
+def _copy(n: int, m: int, s: float | Fraction, center: float) -> np.ndarray:
+    j = np.floor(positions(m, s, center)).astype(int)
     return np.eye(n)[np.minimum(j, n - 1)]

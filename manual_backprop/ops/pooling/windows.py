@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from manual_backprop.contract import InputError, want_count
+from manual_backprop.errors import InputError, want_count
+from manual_backprop.options import want_not_negative
+
+Padding = Literal["SAME", "VALID"] | tuple[tuple[int, int], ...]
 
 
 class Windows(NamedTuple):
@@ -84,12 +87,10 @@ def want_window(op: str, window, strides, padding, dilation=1) -> None:
     for name, value in options.items():
         for one in value if isinstance(value, tuple) else (value,):
             want_count(f"{op}: {name}", one)
-    if padding not in ("VALID", "SAME"):
-        pairs = isinstance(padding, tuple) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in padding)
-        if not (pairs and all(isinstance(n, int) and n >= 0 for pair in padding for n in pair)):
-            raise InputError(
-                f"{op}: padding is {padding!r}; wants 'VALID', 'SAME' or a tuple of (low, high), one an axis"
-            )
+    if isinstance(padding, tuple):
+        for low, high in padding:
+            want_not_negative(op, padding=low)
+            want_not_negative(op, padding=high)
         options["padding"] = padding
     lengths = {len(value) for value in options.values() if isinstance(value, tuple)}
     if len(lengths) > 1 or 0 in lengths:

@@ -22,8 +22,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from manual_backprop.contract import InputError, op
+from manual_backprop.contract import op
+from manual_backprop.errors import InputError, want_key
 from manual_backprop.ops.arrays import want_axes, want_float, wide
+from manual_backprop.options import want_fraction
 
 
 class Residuals(NamedTuple):
@@ -53,8 +55,7 @@ def stochastic_depth(*, keep_probability: float):
 
 def masked(op: str, keep: float, shared_axes):
     """The pair; shared_axes(x) are the axes along which all entries share a draw."""
-    if not 0 < keep <= 1:
-        raise InputError(f"{op}: keep_probability is {keep}; wants above 0, at most 1")
+    want_fraction(op, keep_probability=keep)
 
     def draws(x) -> tuple[int, ...]:
         """The shape of the mask."""
@@ -95,6 +96,4 @@ def check(op: str, x, key) -> None:
     want_float(op, x=x)
     if x.ndim == 0:
         raise InputError(f"{op}: x has shape (); wants at least one axis")
-    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if key.shape != () if typed else key.dtype != jnp.uint32 or key.ndim != 1:
-        raise InputError(f"{op}: key is {key.dtype}{list(key.shape)}; wants one key, such as jax.random.key(0)")
+    want_key(op, key)

@@ -21,8 +21,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from manual_backprop.contract import InputError, op
-from manual_backprop.ops.arrays import Spec, spec, sum_to, want_axes, want_float, wide
+from manual_backprop.contract import op
+from manual_backprop.errors import InputError
+from manual_backprop.ops.arrays import Spec, spec, sum_to, want_axis, want_float, wide
 from manual_backprop.ops.routing.indices import counting, slices, want_indices
 
 
@@ -85,6 +86,6 @@ def gather_along(*, axis: int = -1):
 def check(op: str, x, indices, axis: int) -> int:
     """The axis, counted from 0."""
     want_float(op, x=x)
-    (dimension,) = want_axes(op, axis, x.ndim)
+    dimension = want_axis(op, axis, x.ndim)
     want_indices(op, indices, x.shape[dimension])
     return dimension

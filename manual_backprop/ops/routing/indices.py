@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from manual_backprop.contract import InputError
+from manual_backprop.errors import InputError
 from manual_backprop.ops.arrays import known
 
 

@@ -22,8 +22,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from manual_backprop.contract import InputError, op
-from manual_backprop.ops.arrays import Spec, spec, want_axes, want_float, wide_dtype
+from manual_backprop.contract import op
+from manual_backprop.errors import InputError
+from manual_backprop.ops.arrays import Spec, spec, want_axis, want_float, wide_dtype
 from manual_backprop.ops.routing.indices import counting, slices, want_indices
 
 
@@ -103,7 +104,7 @@ def taken(dy, indices, axis: int) -> jax.Array:
 def check(op: str, x, indices, updates, axis: int) -> int:
     """The axis, counted from 0."""
     want_float(op, x=x, updates=updates)
-    (dimension,) = want_axes(op, axis, x.ndim)
+    dimension = want_axis(op, axis, x.ndim)
     want_indices(op, indices, x.shape[dimension])
     shape = (*x.shape[:dimension], *indices.shape, *x.shape[dimension + 1 :])
     if updates.shape != shape:

@@ -26,7 +26,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from manual_backprop.contract import InputError, op, want_count
+from manual_backprop.contract import op
+from manual_backprop.errors import InputError, want_count
 from manual_backprop.ops.arrays import want_examples, want_float, wide
 
 

@@ -27,8 +27,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from manual_backprop.contract import InputError, op
-from manual_backprop.ops.arrays import Spec, spec, sum_to, want_axes, want_shape, wide_dtype
+from manual_backprop.contract import op
+from manual_backprop.errors import InputError
+from manual_backprop.ops.arrays import Spec, spec, sum_to, want_axis, want_shape, wide_dtype
 from manual_backprop.ops.sequence.through_time import before
 
 
@@ -124,7 +125,7 @@ def check(x, a, h, axis: int) -> None:
             )
     if x.ndim == 0:
         raise InputError("linear_recurrence: x has shape (); wants an axis of time")
-    (time,) = want_axes("linear_recurrence", axis, x.ndim)
+    time = want_axis("linear_recurrence", axis, x.ndim)
     if not broadcasts(a.shape, x.shape):
         raise InputError(f"linear_recurrence: a has shape {a.shape}, x {x.shape}; a must broadcast to {x.shape}")
     if h is not None:

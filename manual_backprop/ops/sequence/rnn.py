@@ -15,13 +15,13 @@ Saved: the arguments and the output; z is not needed.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from manual_backprop.contract import choose, op
+from manual_backprop.contract import op
 from manual_backprop.ops.arrays import Spec, spec, wide
 from manual_backprop.ops.sequence.through_time import backward_in_chunks, before, check, in_chunks, outer, times, total
 
@@ -42,13 +42,13 @@ class CellResiduals(NamedTuple):
 
 
 @op
-def rnn_cell(*, activation: str = "tanh"):
+def rnn_cell(*, activation: Literal["tanh", "relu"] = "tanh"):
     """One step: x [..., in], h [..., hidden], wx [in, hidden], wh [hidden, hidden], b [hidden] → h′ [..., hidden].
 
     h′ = f(x wx + h wh + b);  dz = dh′ · f′(z), dx = dz wxᵀ, dh = dz whᵀ.  Saved: the arguments and h′.  (Elman 1990.)
     activation: "tanh" or "relu". Raises InputError for sizes that do not fit.
     """
-    f, slope = choose("rnn_cell: activation", activation, ACTIVATIONS)
+    f, slope = ACTIVATIONS[activation]
 
     def forward(x, h, wx, wh, b):
         check("rnn_cell", 1, x, {"h": h}, wx, wh, b)
@@ -75,7 +75,7 @@ class Residuals(NamedTuple):
 
 
 @op
-def rnn(*, activation: str = "tanh", axis: int = 0, reverse: bool = False):
+def rnn(*, activation: Literal["tanh", "relu"] = "tanh", axis: int = 0, reverse: bool = False):
     """A sequence: x [time, ..., in], h before it, wx, wh, b as of `rnn_cell` → (hs [time, ..., hidden], h).
 
     hₜ = f(xₜ wx + hₜ₋₁ wh + b);  dzₜ = (dyₜ + dzₜ₊₁ whᵀ) · f′, dx = dz wxᵀ.  Saved: the arguments, hs.  (Werbos 1990.)
@@ -83,7 +83,7 @@ def rnn(*, activation: str = "tanh", axis: int = 0, reverse: bool = False):
     activation: "tanh" or "relu".  axis: that of time, in x and hs.  reverse: from the last step to the first.
     Raises InputError for sizes that do not fit. Derivation: the module.
     """
-    f, slope = choose("rnn: activation", activation, ACTIVATIONS)
+    f, slope = ACTIVATIONS[activation]
 
     def forward(x, h, wx, wh, b):
         check("rnn", 1, x, {"h": h}, wx, wh, b, axis)

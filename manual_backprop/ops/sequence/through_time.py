@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from manual_backprop.contract import InputError
-from manual_backprop.ops.arrays import want_axes, want_float, want_shape, wide_dtype
+from manual_backprop.errors import InputError
+from manual_backprop.ops.arrays import want_axis, want_float, want_shape, wide_dtype
 
 STEPS = 16  # of a chunk: enough for a large product, few enough for a small buffer
 
@@ -111,7 +111,7 @@ def check(op: str, gates: int, x, states: dict, wx, wh, b, axis: int | None = No
         raise InputError(f"{op}: x has shape {x.shape}, wx {wx.shape}; x's last axis must be {wx.shape[0]}")
     batch = list(x.shape[:-1])
     if axis is not None:
-        (time,) = want_axes(op, axis, x.ndim)
+        time = want_axis(op, axis, x.ndim)
         if time == x.ndim - 1:
             raise InputError(f"{op}: axis {axis} of x {x.shape} holds the features; wants that of time")
         del batch[time]

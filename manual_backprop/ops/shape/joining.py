@@ -17,8 +17,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from manual_backprop.contract import InputError, op
-from manual_backprop.ops.arrays import Spec, is_float, spec, want_axes, want_float
+from manual_backprop.contract import op
+from manual_backprop.errors import InputError
+from manual_backprop.ops.arrays import Spec, is_float, spec, want_axis, want_float
 
 
 class Specs(NamedTuple):
@@ -75,12 +76,12 @@ def split(*, sections: int | tuple[int, ...], axis: int = -1):
     Raises InputError for sizes that do not add up to the axis, and for a number that does not divide it.
     """
     many = isinstance(sections, int)
-    if not all(isinstance(n, int) and n >= many for n in ((sections,) if many else sections)):
+    if not all(n >= many for n in ((sections,) if many else sections)):
         raise InputError(f"split: sections is {sections}; wants a number of parts, at least 1, or a tuple of sizes")
 
     def forward(x):
         want_float("split", x=x)
-        (dimension,) = want_axes("split", axis, x.ndim)
+        dimension = want_axis("split", axis, x.ndim)
         size = x.shape[dimension]
         if size % sections if many else size != sum(sections):
             raise InputError(
@@ -104,7 +105,7 @@ def check_joined(op: str, xs: Sequence, axis: int, but_axis: bool) -> None:
     if not any(is_float(x) for x in xs):
         got = ", ".join(str(x.dtype) for x in xs) or "nothing"
         raise InputError(f"{op}: got {got}; wants at least one array of floating point")
-    (dimension,) = want_axes(op, axis, xs[0].ndim + (not but_axis))
+    dimension = want_axis(op, axis, xs[0].ndim + (not but_axis))
 
     def fixed(x):
         return (*x.shape[:dimension], *x.shape[dimension + but_axis :])

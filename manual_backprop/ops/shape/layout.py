@@ -16,7 +16,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from manual_backprop.contract import InputError, op
+from manual_backprop.contract import op
+from manual_backprop.errors import InputError
 from manual_backprop.ops.arrays import Spec, spec, sum_to, want_axes, want_float
 
 
@@ -76,6 +77,8 @@ def broadcast_to(*, shape: tuple[int, ...]):
 
     Saved: x's shape.  (Magnus & Neudecker 1988.)
     """
+    if any(n < -1 for n in shape):
+        raise InputError(f"broadcast_to: shape is {shape}; wants sizes, or -1 to keep one")
 
     def forward(x):
         want_float("broadcast_to", x=x)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from manual_backprop.contract import InputError
+from manual_backprop.errors import InputError
 from manual_backprop.ops.arrays import want_axes, want_float, wide
 
 
@@ -32,17 +32,6 @@ def exponents(x, mask, m, temperature: float) -> jax.Array:
 
 def taking_part(x, mask) -> jax.Array:
     return wide(x) if mask is None else jnp.where(mask, wide(x), -jnp.inf)
-
-
-def want_options(op: str, axis, temperature: float, mask: bool) -> None:
-    """Raises InputError for options that are no axis or axes, no number above 0, no truth."""
-    axes = axis if isinstance(axis, tuple) else (axis,)
-    if axis is not None and not all(isinstance(one, int) and not isinstance(one, bool) for one in axes):
-        raise InputError(f"{op}: axis is {axis!r}; wants a whole number, a tuple of them, or None for all")
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not temperature > 0:
-        raise InputError(f"{op}: temperature is {temperature!r}; wants a number above 0")
-    if not isinstance(mask, bool):
-        raise InputError(f"{op}: mask is {mask!r}; wants True or False: the mask itself is the second argument")
 
 
 def check(op: str, x, mask, axis) -> tuple[int, ...]:

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 
 from manual_backprop.contract import op
 from manual_backprop.ops.arrays import want_axes, wide
-from manual_backprop.ops.softmax.shifted import check, exponents, masked_or_not, maximum, want_options
+from manual_backprop.ops.softmax.shifted import check, exponents, masked_or_not, maximum
+from manual_backprop.options import want_positive
 
 
 class Residuals(NamedTuple):
@@ -35,7 +36,7 @@ def softmax(*, axis: int | tuple[int, ...] | None = -1, temperature: float = 1.0
     `mask=True` takes (x, mask): booleans that broadcast to x, True where x takes part. Raises InputError for a mask
     that does not. Derivation: the module.
     """
-    want_options("softmax", axis, temperature, mask)
+    want_positive("softmax", temperature=temperature)
 
     def forward(x, mask):
         axes = check("softmax", x, mask, axis)
