@@ -154,6 +154,7 @@ LAYERS: list[Case] = [
 ]
 
 large = 1e4 * np.arange(-17.0, 18.0).reshape(1, 5, 7, 1)
+one_infinite = lambda n: np.where(np.arange(n) == 5, np.inf, np.arange(n) - 100.0).reshape(1, n, 1)
 infinite = np.where(large == 0, np.inf, np.where(large == -17e4, np.nan, large / 1e4))
 not_numbers = np.array([[np.nan, np.inf, 1, 2], [3, np.nan, np.inf, 4], [5, 6, np.nan, 7], [8, 9, np.nan, np.nan]])[
     None, ..., None
@@ -169,7 +170,8 @@ EXTREMES: list[Case] = [
     Case("global_max_pool, not a number", o.global_max_pool(), lambda x: first_largest(x.reshape(1, -1, 1)), exactly(not_numbers)),
     Case("adaptive_max_pool, not a number", o.adaptive_max_pool(sizes=(2, 3)), adaptive(first_largest, 2, 3), exactly(not_numbers)),
     Case("adaptive_average_pool, an infinite position", o.adaptive_average_pool(sizes=3), adaptive(jnp.mean, 3, 3), exactly(infinite)),
-    Case("adaptive_average_pool, one of many", o.adaptive_average_pool(sizes=(2,)), adaptive(jnp.mean, 2), exactly(np.where(np.arange(83) == 5, np.inf, 1).reshape(1, 83, 1))),
+    Case("adaptive_average_pool, one of many", o.adaptive_average_pool(sizes=(2,)), adaptive(jnp.mean, 2), exactly(one_infinite(83))),
+    Case("adaptive_average_pool, one of very many", o.adaptive_average_pool(sizes=(2,)), adaptive(jnp.mean, 2), exactly(one_infinite(331))),
     Case("average_pool, an infinite position", o.average_pool(window=3, strides=1, padding="SAME"), flax_average((3, 3), (1, 1), "SAME"), exactly(infinite)),
     Case("average_pool, large", o.average_pool(window=3, strides=2), flax_average((3, 3), (2, 2)), exactly(large / 20)),
     Case("average_pool, denormal", o.average_pool(window=2), flax_average((2, 2)), exactly(np.full((1, 4, 4, 1), 1e-40))),

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from manual_backprop.contract import op
 from manual_backprop.ops.arrays import Spec, spec, want_float, wide
@@ -107,15 +108,13 @@ def _ranges(covers) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _largest(x, axis: int, covers) -> tuple[jax.Array, jax.Array]:
-    """The maximum of every window along one axis, and the position that has it."""
+    """The maximum of every window along one axis, and the first position that has it."""
     dtype = jnp.uint8 if x.shape[axis] <= 256 else jnp.int32
     windows, _ = _ranges(covers)
-    along = (*windows.shape, *[1] * (x.ndim - 1 - axis))
-    taps = jnp.take(x, windows, axis, mode="clip")  # [..., m, width, ...]
-    y = jnp.max(taps, axis + 1, keepdims=True)
-    largest = (taps == y) | jnp.isnan(taps)
-    j = jnp.min(jnp.where(largest, windows.reshape(along), x.shape[axis]), axis + 1)
-    return jnp.squeeze(y, axis + 1), j.astype(dtype)
+    first = windows[:, 0].reshape(-1, *[1] * (x.ndim - 1 - axis))
+    taps = jnp.take(x, windows, axis, mode="clip")  # [..., m, width, ...]: read once, so never in memory
+    j = first + lax.argmax(taps, axis + 1, jnp.int32)
+    return jnp.take_along_axis(x, j, axis, mode="clip"), j.astype(dtype)
 
 
 def _put_back(dy, j, axis: int, covers) -> jax.Array:

@@ -41,7 +41,7 @@ def max_pool(
     """x [batch, *spatial, channels] → y [batch, *fewer, channels]; strides default to the window.
 
     An option may be a tuple with one entry a spatial axis; x may then have any number of axes before those.
-    Padding never wins over a number. Of equal maxima the first of the window has all of dy; so does a NaN, the last.
+    Padding never wins over a number, a NaN over all. Of equal maxima, or NaNs, the first of the window has all of dy.
     Raises InputError where a window does not fit. Derivation: the module.
     """
     want_window("max_pool", window, strides, padding, dilation)
@@ -73,7 +73,7 @@ def largest(windows, x) -> tuple[jax.Array, jax.Array]:
     at = jnp.zeros(y.shape, dtype)
     for k in range(1, windows.window):
         x_k = tap(x, [windows], [k], -jnp.inf)
-        larger = (x_k > y) | jnp.isnan(x_k)
+        larger = ~((x_k <= y) | jnp.isnan(y))
         y = jnp.where(larger, x_k, y)
         at = jnp.where(larger, dtype(k), at)
     return y, at
