@@ -1,6 +1,7 @@
 """Backward passes written by hand from the chain rule, in JAX, and an oracle that judges them.
 
-errors → options → contract → ops → layers → combinators → models → testing → inspection → training: each imports only what is before it.
+errors → options → contract → ops → layers → combinators → models → testing → inspection → training:
+each imports only what is before it.
 """
 
 from manual_backprop import combinators, inspection, layers, models, ops, testing

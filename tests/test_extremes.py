@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cases import EMPTY, EXTREMES, Case, compiled, each, random_like
+from cases.case import second_derivatives
 from cases.measure import autodiff, to_float64
 from manual_backprop.testing import check_vjp
 
@@ -28,6 +29,16 @@ def test_finite_where_the_truth_is(case: Case, dtype):
         if a is not None:
             within = np.isfinite(true) & (np.abs(true) < float(jnp.finfo(a.dtype).max))
             assert np.isfinite(np.float64(a))[within].all()
+
+
+@pytest.mark.parametrize(**each(EXTREMES))
+def test_second_derivatives_are_finite_where_the_truth_is(case: Case):
+    with jax.enable_x64(True):
+        args = case.args(dtype="float64")
+        dy = random_like(jax.eval_shape(case.reference, *args), 0)
+        ours, truths = (second_derivatives(function, args, dy) for function in (case.unit, case.reference))
+    for a, true in zip(ours, truths, strict=True):
+        assert np.isfinite(a)[np.isfinite(true)].all()
 
 
 @pytest.mark.parametrize(**each(EMPTY))

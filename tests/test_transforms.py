@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from cases import CASES, LAYERS, MODELS, OPS, Case, compiled, differentiable, each, gradient, random_like
+from cases import CASES, LAYERS, MODELS, OPS, Case, compiled, differentiable, each, gradient, random_like, sweep
+from cases.case import inner, second_derivatives
 
 
 def cotangent(case: Case, args, seed=4):
@@ -85,11 +86,6 @@ def test_backward_is_the_adjoint_of_the_references_tangent(case: Case):
     np.testing.assert_allclose(inner(ours, v), inner(u, tangent), atol=1e-12 * size)
 
 
-def inner(a, b):
-    """⟨a, b⟩ over all leaves."""
-    return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
-
-
 @pytest.mark.parametrize(**each([*LAYERS, *MODELS]))
 def test_sharding_the_batch_changes_nothing(case: Case):
     """Eight devices, the leading axis of x split among them; the compiler inserts the sums over devices."""
@@ -102,7 +98,7 @@ def test_sharding_the_batch_changes_nothing(case: Case):
     assert_close(run(params, sharded, dy), run(params, x, dy))
 
 
-@pytest.mark.parametrize(**each(OPS))
+@pytest.mark.parametrize(**sweep(OPS))
 def test_on_eight_devices_every_op_is_what_it_is_on_one(case: Case):
     """Eight draws, one a device: by the compiler's partition of a sharded jit, and by hand in a shard_map."""
     batch, looped = several(case, 8)
@@ -121,14 +117,5 @@ def eight_devices():
 def test_second_derivatives_through_the_pair(case: Case):
     """jax.grad of the custom_vjp's gradient is that of the reference's."""
     args = case.args(dtype="float64")
-    argnums = tuple(i for i, has in enumerate(differentiable(args)) if has)
-    dy, direction = cotangent(case, args), random_like(tuple(args[i] for i in argnums), 9)
-
-    def slope(function):
-        def along(*args):
-            first = jax.grad(lambda *args: inner(function(*args), dy), argnums)(*args)
-            return inner(first, direction)
-
-        return jax.jit(jax.grad(along, argnums))(*args)
-
-    assert_close(slope(case.unit), slope(case.reference))
+    dy = cotangent(case, args)
+    assert_close(second_derivatives(case.unit, args, dy), second_derivatives(case.reference, args, dy))

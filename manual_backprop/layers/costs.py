@@ -42,7 +42,9 @@ class LinearCrossEntropy(OpLayer):
         return ops.linear_cross_entropy(**{name: getattr(self, name) for name in names})
 
     def parameters(self, key, x):
-        if not isinstance(x, tuple):
-            raise InputError(f"LinearCrossEntropy: x is a {type(x).__name__}; wants a tuple (hidden, labels)")
+        if not isinstance(x, tuple) or len(x) != 2 + self.weights:
+            got = f"a tuple of {len(x)}" if isinstance(x, tuple) else f"a {type(x).__name__}"
+            wants = "a tuple (hidden, labels, weights)" if self.weights else "a tuple (hidden, labels)"
+            raise InputError(f"LinearCrossEntropy: x is {got}; wants {wants}")
         shape, dtype = vectors("LinearCrossEntropy", x[0])
         return {"weight": self.weight_init(key, (self.classes, shape[-1]), dtype)}

@@ -135,7 +135,8 @@ class Embedding(OpLayer):
 class Conv(OpLayer):
     """A convolution: x [..., *spatial, in] → [..., *spatial, features]; w [*kernel, in/groups, features], b [features].
 
-    kernel_size: a number for each spatial axis, such as (3, 3) for images. The op, and its options: `ops.conv`.
+    kernel_size: a number for each spatial axis, such as (3, 3) for images. The other options are those of the op,
+    `ops.conv`, which has an input dilation too.
     """
 
     features: int

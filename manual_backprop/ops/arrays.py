@@ -32,6 +32,13 @@ def want_float(op: str, **arguments) -> None:
             raise InputError(f"{op}: {name} is {jnp.result_type(x)}; wants floating point: convert it with .astype")
 
 
+def want_real(op: str, **arguments) -> None:
+    """Raises InputError for the first argument that is complex."""
+    for name, x in arguments.items():
+        if jnp.issubdtype(jnp.result_type(x), jnp.complexfloating):
+            raise InputError(f"{op}: {name} is {jnp.result_type(x)}; wants real numbers")
+
+
 def want_examples(op: str, x) -> None:
     """Raises InputError for an empty batch: an average over no examples is not defined."""
     if 0 in jnp.shape(x):

@@ -18,7 +18,7 @@ from cases import (
     shape,
     softmax,
 )
-from cases.case import Case, arrays, compiled, differentiable, each, gradient, leaves_of, random_like
+from cases.case import Case, arrays, compiled, differentiable, each, gradient, leaves_of, random_like, sweep
 from cases.costs import integer_cross_entropy, squared_error
 from cases.models import BLOCK, MODELS
 
@@ -62,4 +62,5 @@ __all__ = [
     "leaves_of",
     "random_like",
     "squared_error",
+    "sweep",
 ]

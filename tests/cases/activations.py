@@ -17,11 +17,11 @@ def softshrink(x, threshold=0.5):
 
 
 def hardshrink(x, threshold=0.5):
-    return x * (jnp.abs(x) > threshold)
+    return jnp.where(jnp.abs(x) <= threshold, 0, x)
 
 
 def thresholded(x, threshold=0.0, value=0.0):
-    return jnp.where(x > threshold, x, value)
+    return jnp.where(x <= threshold, value, x)
 
 
 # The same function for each of ACTIVATIONS, its options at their defaults.
@@ -64,7 +64,12 @@ def geglu(approximate: bool):
 
 
 def prelu(x, slope):
-    return jnp.where(x >= 0, x, slope * x)
+    return jnp.where(x >= 0, x, slope * jnp.where(x >= 0, 0, x))
+
+
+def steep_softplus(x, beta):
+    """Where e^(βx) or βx is beyond every number, x itself."""
+    return jnp.where(x > 50 / beta, x, jax.nn.softplus(beta * jnp.minimum(x, 50 / beta)) / beta)
 
 
 # Draws that reach kinks at -3 and 6; and squares of squares that stay finite.
@@ -164,6 +169,22 @@ EXTREMES: list[Case] = [
     *(
         Case(f"{name}, far", mb.ops.ACTIVATIONS[name](), reference, exactly(FAR))
         for name, reference in REFERENCES.items()
+    ),
+    *(
+        Case(f"{name}, not a number", mb.ops.ACTIVATIONS[name](), REFERENCES[name], exactly(np.array([np.nan, 1.0])))
+        for name in KINKED + ("hardshrink", "softshrink", "threshold", "squared_relu")
+    ),
+    Case(
+        "softplus, steep and far",
+        mb.ops.softplus(beta=30.0),
+        lambda x: steep_softplus(x, 30.0),
+        exactly(np.append(FAR, [np.inf, -np.inf])),
+    ),
+    Case(
+        "prelu, infinite",
+        mb.ops.prelu(),
+        prelu,
+        exactly(np.array([[np.inf, 2], [3, -np.inf], [-4, 5]]), np.array([0.25, -0.5])),
     ),
     Case("gelu, erf, far", mb.ops.gelu(approximate=False), lambda x: jax.nn.gelu(x, approximate=False), exactly(FAR)),
     Case("softplus, threshold, far", mb.ops.softplus(threshold=20.0), jax.nn.softplus, exactly(FAR)),

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import manual_backprop as mb
 from manual_backprop.testing import Pair, as_pair
@@ -92,6 +93,16 @@ def each(cases: list[Case]) -> dict:
     return {"argnames": "case", "argvalues": cases, "ids": [case.name for case in cases]}
 
 
+def sweep(cases: list[Case]) -> dict:
+    """As `each`, but of several variants of an op all but the first are nightly."""
+    params, seen = [], set()
+    for case in cases:
+        name = getattr(case.unit, "name", case.name)
+        params.append(pytest.param(case, marks=[pytest.mark.slow] * (name in seen)))
+        seen.add(name)
+    return each(cases) | {"argvalues": params}
+
+
 def differentiable(args, constants: tuple[int, ...] = ()) -> list[bool]:
     """For each leaf of args, whether it has a gradient; constants: the places of arguments that have none, as a state."""
     return [
@@ -120,6 +131,20 @@ def gradient(pair: Pair, args, dy) -> list:
     """One backward pass: the cotangents, one a leaf of args. dy is rounded to the dtypes of y."""
     y, residuals = pair.forward(*args)
     return leaves_of(pair.backward(residuals, jax.tree.map(lambda d, leaf: d.astype(leaf.dtype), dy, y)), args)
+
+
+def inner(a, b):
+    """⟨a, b⟩ over all leaves."""
+    return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def second_derivatives(function: Callable, args, dy) -> tuple:
+    """The gradient of the gradient's inner product with a random direction."""
+    argnums = tuple(i for i, has in enumerate(differentiable(args)) if has)
+    direction = random_like(tuple(args[i] for i in argnums), 9)
+    cost = lambda *args: inner(function(*args), dy)
+    slope = lambda *args: inner(jax.grad(cost, argnums)(*args), direction)
+    return jax.jit(jax.grad(slope, argnums))(*args)
 
 
 def compiled(case: Case) -> Callable:

@@ -139,6 +139,11 @@ def everything(logits, labels, class_weights, weights):
     return jnp.sum(w * class_weights[index] * integer_costs(logits, index)) / jnp.sum(w * class_weights[index])
 
 
+def head_ignoring(hidden, weight, labels, weights):
+    """Weights and ignored labels, whose weight has no gradient."""
+    return everything(hidden @ weight.T, labels, jnp.ones(len(weight)), weights)
+
+
 def everything_drawn(rng):
     logits, classes = some_ignored(labels(5, 7))(rng)
     return logits, classes, rng.uniform(0.5, 1.5, 5), rng.uniform(0.5, 1.5, 7)
@@ -172,6 +177,10 @@ def head(costs):
 
 def capped(logits, labels):
     return smoothed(3 * jnp.tanh(logits / 3), labels, z_loss=0.01)
+
+
+def near_cap(logits, labels):
+    return integer_costs(0.7 * jnp.tanh(logits / 0.7), labels)
 
 
 def half(draw: Draw) -> Draw:
@@ -220,6 +229,9 @@ OPS = [
     Case("linear_cross_entropy, slices of tokens", mb.ops.linear_cross_entropy(chunk=3, softcap=3.0, **OPTIONS), mean(head(capped)), half(tokens(11, 5, 2, 5))),
     Case("linear_cross_entropy, ignored", mb.ops.linear_cross_entropy(chunk=5, ignored=-100), head(not_ignored), some_ignored(tokens(11, 3, 7))),
     Case("linear_cross_entropy, weights", mb.ops.linear_cross_entropy(chunk=5, weights=True), weighted_mean(head(integer_costs)), weighted(tokens(11, 3, 7), (7,))),
+    Case("linear_cross_entropy, ignored, weights", mb.ops.linear_cross_entropy(chunk=5, ignored=-100, weights=True), head_ignoring, weighted(some_ignored(tokens(11, 3, 7)), (7,))),
+    Case("linear_cross_entropy, ignored, weights, slices of classes", mb.ops.linear_cross_entropy(**BACKWARD, ignored=-100, weights=True), head_ignoring, weighted(some_ignored(tokens(11, 3, 7)), (7,))),
+    Case("linear_cross_entropy, near the cap", mb.ops.linear_cross_entropy(chunk=3, softcap=0.7), mean(head(near_cap)), tokens(11, 5, 7)),
     Case("linear_cross_entropy, slices of classes", mb.ops.linear_cross_entropy(**BACKWARD, softcap=3.0, **OPTIONS), mean(head(capped)), half(tokens(11, 5, 2, 5))),
     Case("linear_cross_entropy, none, weights", mb.ops.linear_cross_entropy(**BACKWARD, reduction="none", weights=True), lambda *args: args[-1] * head(integer_costs)(*args[:-1]), weighted(tokens(11, 3, 2, 5), (2, 5))),
     Case("linear_cross_entropy, mask, sum", mb.ops.linear_cross_entropy(**BACKWARD, reduction="sum", weights=True), weighted_sum(head(integer_costs)), masked(tokens(11, 3, 7), 7)),
@@ -247,8 +259,9 @@ def counted(costs):
     """The mean of costs by a mask, last; nothing of what is masked is looked at, and no items cost 0."""
 
     def reference(x, *args):
-        *rest, mask = args
-        of_item = costs(jnp.where(mask[(..., *[None] * (x.ndim - mask.ndim))], x, 0), *rest)
+        *rest, target, mask = args
+        shown = lambda x: jnp.where(mask[(..., *[None] * (x.ndim - mask.ndim))], x, 0)
+        of_item = costs(shown(x), *rest, shown(target))
         return jnp.sum(jnp.where(mask, of_item, 0)) / jnp.maximum(jnp.sum(mask), 1)
 
     return reference
@@ -288,6 +301,54 @@ def excluded(rng):
     return q, u
 
 
+def out_of_range(draw: Draw) -> Draw:
+    """A label that is no class, where it is masked."""
+
+    def drawn(rng):
+        *first, labels, mask = draw(rng)
+        return *first, np.where(mask, labels, 77), mask
+
+    return drawn
+
+
+def shares_with_nan(rng):
+    """Entries with a mask of their own; where it is False, they and their targets are no numbers, or no shares."""
+    x, rows = with_nan(rng)
+    mask = np.broadcast_to(rows[:, None], x.shape)
+    return x, np.where(mask, rng.uniform(0.1, 0.9, x.shape), [np.nan, 7.0, -1.0]), mask
+
+
+def targets_with_nan(rng):
+    x, target, mask = shares_with_nan(rng)
+    return x, target, mask[:, 0]
+
+
+def weigh_by_class(cost):
+    return lambda logits, labels: cost(logits, labels, jnp.array([1.0, 0.0, 2.0], logits.dtype))
+
+
+def weighted_by_class(logits, labels):
+    """A class of no weight costs nothing, however unlikely it is."""
+    v = jnp.array([1.0, 0.0, 2.0], logits.dtype)[labels]
+    own = jnp.take_along_axis(logits, labels[:, None], -1)[:, 0]
+    costs = jax.nn.logsumexp(logits, -1) - jnp.where(v == 0, 0, own)
+    return jnp.sum(v * costs) / jnp.sum(v)
+
+
+def second_alone(costs):
+    """Of two costs; the first one's cotangent is 0."""
+    return lambda *args: costs(*args) @ jnp.array([0.0, 1.0])
+
+
+def of_second(costs):
+    return lambda *args: costs(*(x[1:] for x in args))[0]
+
+
+def safe_divergence(log_prediction, target):
+    t = jnp.where(target == 0, 1, target)
+    return jnp.sum(jnp.where(target == 0, 0, t * (jnp.log(t) - log_prediction)), -1)
+
+
 LARGE = np.array([[1e4, -1e4, 0.0], [-1e4, -1e4, -1e4], [1e-30, 0, 1e4], [3.0, 3.0, 3.0]])
 CLASSES = np.array([0, 1, 2, 2], np.int32)
 UNLIKELY = np.array([1, 0, 0, 1], np.int32)
@@ -299,6 +360,13 @@ EXTREMES: list[Case] = [
     Case("absolute_error, ties", mb.ops.absolute_error(), mean(lambda a, t: jnp.abs(a - t)), exactly(LARGE, LARGE[::-1])),
     Case("huber, large and ties", mb.ops.huber(), mean(optax.huber_loss), exactly(LARGE, np.abs(LARGE))),
     Case("binary_cross_entropy, large", mb.ops.binary_cross_entropy(), mean(optax.sigmoid_binary_cross_entropy), exactly(LARGE, SIGNS)),
+    Case("binary_cross_entropy, sure and right", mb.ops.binary_cross_entropy(reduction="none"), binary_costs, exactly(np.linspace(-20, -18, 7), np.zeros(7))),
+    Case("binary_cross_entropy, a small positive weight", mb.ops.binary_cross_entropy(reduction="none", positive_weight=True), binary_costs, exactly(np.linspace(-20, -18, 7), np.full(7, 0.5), np.full(1, 1e-9))),
+    Case("binary_cross_entropy, masked NaN", mb.ops.binary_cross_entropy(weights=True), counted(binary_costs), shares_with_nan),
+    Case("squared_error, masked NaN", mb.ops.squared_error(weights=True), counted(squares), targets_with_nan),
+    Case("mean_squared_error, masked NaN", mb.ops.mean_squared_error(weights=True), counted(lambda a, t: jnp.square(a - t)), shares_with_nan),
+    Case("kl_divergence, masked NaN", mb.ops.kl_divergence(weights=True), counted(safe_divergence), targets_with_nan),
+    Case("kl_divergence, an excluded outcome that has no say", second_alone(mb.ops.kl_divergence(reduction="none")), of_second(safe_divergence), exactly(np.log([[0.5, 0.5], [0.2, 0.8]]), np.array([[0.0, 1.0], [0.3, 0.7]]))),
     Case("kl_divergence, small shares", mb.ops.kl_divergence(), mean(optax.losses.kl_divergence), exactly(-np.abs(LARGE), SIGNS + 1e-4)),
     Case("kl_divergence, excluded outcomes", mb.ops.kl_divergence(log_target=True), possible_divergence, excluded),
     Case("cosine_similarity, nothing and large", mb.ops.cosine_similarity(), cosine, exactly(np.concatenate([LARGE, np.zeros((1, 3))]), np.ones((5, 3)))),
@@ -307,9 +375,14 @@ EXTREMES: list[Case] = [
     Case("softmax_cross_entropy, large", mb.ops.softmax_cross_entropy(), integer_cross_entropy, exactly(LARGE, CLASSES)),
     Case("softmax_cross_entropy, large and wrong", mb.ops.softmax_cross_entropy(), integer_cross_entropy, exactly(LARGE, UNLIKELY)),
     Case("softmax_cross_entropy, an impossible class", mb.ops.softmax_cross_entropy(), integer_cross_entropy, exactly(np.where(LARGE == 1e4, -np.inf, LARGE), np.array([1, 1, 1, 1]))),
+    Case("softmax_cross_entropy, an impossible class of no weight", weigh_by_class(mb.ops.softmax_cross_entropy(class_weights=True)), weighted_by_class, exactly(np.where(LARGE == 1e4, -np.inf, LARGE)[:, ::-1], np.array([1, 0, 2, 2]))),
+    Case("softmax_cross_entropy, an impossible class that has no say", second_alone(mb.ops.softmax_cross_entropy(reduction="none")), of_second(optax.softmax_cross_entropy), exactly(np.array([[1.0, -np.inf], [1.0, 2.0]]), np.array([[1.0, 0.0], [0.3, 0.7]]))),
     Case("softmax_cross_entropy, masked NaN", mb.ops.softmax_cross_entropy(weights=True), counted(integer_costs), logits_with_nan),
+    Case("softmax_cross_entropy, masked, of no class", mb.ops.softmax_cross_entropy(weights=True), counted(integer_costs), out_of_range(logits_with_nan)),
     Case("softmax_cross_entropy, all masked", mb.ops.softmax_cross_entropy(weights=True), counted(integer_costs), all_masked(logits_with_nan)),
     Case("linear_cross_entropy, masked NaN", mb.ops.linear_cross_entropy(chunk=3, weights=True), counted(head(integer_costs)), tokens_with_nan),
+    Case("linear_cross_entropy, masked, of no class", mb.ops.linear_cross_entropy(chunk=3, weights=True), counted(head(integer_costs)), out_of_range(tokens_with_nan)),
+    Case("linear_cross_entropy by classes, masked, of no class", mb.ops.linear_cross_entropy(**BACKWARD, weights=True), counted(head(integer_costs)), out_of_range(tokens_with_nan)),
     Case("linear_cross_entropy, all masked", mb.ops.linear_cross_entropy(chunk=3, weights=True), counted(head(integer_costs)), all_masked(tokens_with_nan)),
     Case("linear_cross_entropy by classes, masked NaN", mb.ops.linear_cross_entropy(**BACKWARD, weights=True), counted(head(integer_costs)), tokens_with_nan),
     Case("linear_cross_entropy, large", mb.ops.linear_cross_entropy(chunk=3), head(integer_cross_entropy), exactly(LARGE, np.eye(3), CLASSES)),
@@ -401,5 +474,11 @@ MISTAKES: dict = {
     "labels of fewer tokens": (lambda: mb.ops.linear_cross_entropy()(H, TABLE, IDS[:6]), "linear_cross_entropy: labels has shape (6,); wants (7,), as hidden without its last axis"),
     "float labels for a head": (lambda: mb.ops.linear_cross_entropy()(H, TABLE, IDS.astype(np.float32)), "linear_cross_entropy: labels are float32; wants integers"),
     "a label beyond the head": (lambda: mb.ops.linear_cross_entropy()(H, TABLE, IDS + 1), "linear_cross_entropy: label 3 is outside 0 … 2"),
+    "complex targets": (lambda: mb.ops.mean_squared_error()(Z, ROWS * 1j), "mean_squared_error: target is complex64; wants real numbers"),
+    "complex targets in rows": (lambda: mb.ops.squared_error()(Z, ROWS * 1j), "squared_error: target is complex64; wants real numbers"),
+    "complex answers": (lambda: mb.ops.binary_cross_entropy()(Z, ROWS * 1j), "binary_cross_entropy: target is complex64; wants real numbers"),
+    "complex labels": (lambda: mb.ops.softmax_cross_entropy()(Z, ROWS * 1j), "softmax_cross_entropy: labels is complex64; wants real numbers"),
+    "complex weights": (lambda: mb.ops.huber(weights=True)(Z, ROWS, ROWS * 1j), "huber: weights is complex64; wants real numbers"),
+    "nothing for a head": (lambda: LinearCrossEntropy(3).init(jax.random.key(0), ()), "LinearCrossEntropy: x is a tuple of 0; wants a tuple (hidden, labels)"),
     "a head without labels": (lambda: LinearCrossEntropy(3).init(jax.random.key(0), H), "LinearCrossEntropy: x is a ndarray; wants a tuple (hidden, labels)"),
 }  # fmt: skip

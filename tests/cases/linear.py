@@ -371,6 +371,10 @@ MISTAKES: dict = {
         "einsum: subscripts are 'ij->i'; wants two operands, as in 'ij,jk->ik'",
     ),
     "einsum: no letter": (lambda: mb.ops.einsum(subscripts="i1,j"), "wants letters, one comma, '...' and '->'"),
+    "einsum: a dot": (
+        lambda: mb.ops.einsum(subscripts=".ij,jk->.ik"),
+        "einsum: subscripts are '.ij,jk->.ik'; wants letters, one comma, '...' and '->'",
+    ),
     "einsum: a diagonal": (
         lambda: mb.ops.einsum(subscripts="ii,ij->j"),
         "einsum: subscripts 'ii,ij->j' have an index twice in 'ii'; wants each once in a term",
@@ -448,6 +452,7 @@ MISTAKES: dict = {
         lambda: Conv(3, 3),
         "Conv: kernel_size is 3; wants 1 to 3 numbers, one for each axis, as (3, 3)",
     ),
+    "Conv: no groups": (lambda: Conv(4, (3,), groups=0), "groups is 0; wants a whole number, at least 1"),
     "Conv: groups that do not divide": (
         lambda: Conv(4, (3,), groups=2).init(None, ONES((2, 7, 3))),
         "Conv: x has shape (2, 7, 3), groups is 2; wants a multiple as x's last axis",

@@ -285,6 +285,20 @@ def extreme(name: str, op: mb.Op, reference: Callable, x: np.ndarray) -> Case:
     return Case(name, op, reference, exactly(x, *(parameters[name][: x.shape[-1]] for name in op.arguments[1:])))
 
 
+def magnified(op: mb.Op, factor: float) -> tuple[Callable, Callable]:
+    """The op of factor · x, in at least float32: the same y where y is of length one, while x and dx stay near 1."""
+
+    def forward(x):
+        y, residuals = op.forward(factor * x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+        return y.astype(x.dtype), residuals
+
+    def backward(residuals, dy):
+        (dx,) = op.backward(residuals, dy.astype(residuals.x.dtype))
+        return ((factor * dx).astype(dy.dtype),)
+
+    return forward, backward
+
+
 # Judged in every precision: finite where the truth is, and right.
 EXTREMES: list[Case] = [
     *(
@@ -311,6 +325,10 @@ EXTREMES: list[Case] = [
     extreme("group_norm, one channel", mb.ops.group_norm(groups=1), flax_group_norm(1), NOISE[:, :, None]),
     extreme("group_norm, one value", mb.ops.group_norm(groups=1), flax_group_norm(1), NOISE[:, :1]),
     extreme("batch_norm, one channel", mb.ops.batch_norm(), flax_batch_norm(), NOISE[:, :1]),
+    *(
+        Case(f"l2_norm, 2^{n} times", magnified(mb.ops.l2_norm(eps=0), 2.0**n), unit_vectors(), exactly(NOISE))
+        for n in (-110, -70, 70, 110)
+    ),
     extreme("l2_norm, one channel", mb.ops.l2_norm(), unit_vectors(), NOISE[:, :1]),
     extreme("l2_norm, below eps", mb.ops.l2_norm(eps=0.1), unit_vectors(eps=0.1), 1e-3 * NOISE),
 ]

@@ -52,6 +52,14 @@ def tied(rng):
     return (rng.integers(0, 3, (7, 5, 3)).astype(float),)
 
 
+def largest_or_nan(x):
+    """A NaN is larger than any number, and as large as another: jnp.max, with a gradient."""
+    missing = jnp.isnan(x)
+    some = jnp.any(missing, -1)
+    average = jnp.sum(jnp.where(missing, x, 0), -1) / jnp.maximum(jnp.sum(missing, -1), 1)
+    return jnp.where(some, average, jnp.max(jnp.where(some[..., None], 0, x), -1))
+
+
 def cut(sizes: tuple[int, ...], axis: int):
     return lambda x: tuple(jnp.split(x, np.cumsum(sizes)[:-1], axis))
 
@@ -128,6 +136,18 @@ EXTREMES: list[Case] = [
     Case("mean, large numbers", mb.ops.mean(), jnp.mean, exactly(BIG)),
     Case("max, all equal", mb.ops.max(), jnp.max, exactly(np.full((7, 5), -1e4))),
     Case("max, one entry", mb.ops.max(axis=-1), lambda x: jnp.max(x, -1), exactly(BIG[:, None])),
+    Case(
+        "max, not a number",
+        mb.ops.max(axis=-1),
+        largest_or_nan,
+        exactly(np.array([[np.nan, 1, np.inf], [np.nan, np.nan, 2], [3, 1, 3]])),
+    ),
+    Case(
+        "min, not a number",
+        mb.ops.min(axis=-1),
+        lambda x: -largest_or_nan(-x),
+        exactly(np.array([[np.nan, 1, np.inf], [np.nan, np.nan, 2], [3, 1, 3]])),
+    ),
     Case("min, infinite entries", mb.ops.min(), jnp.min, exactly(np.array([np.inf, 2, 2, np.inf]))),
     Case("cumsum, large numbers", mb.ops.cumsum(axis=0), jnp.cumsum, exactly(BIG)),
 ]

@@ -1,6 +1,6 @@
 """Activations with kinks: a = f(z) for each number alone, so ∂C/∂z = ∂C/∂a · f′(z).
 
-At a kink the derivative is that of `jax.nn`. Where f is linear on either side of it, the side is all that is saved: one
+At a kink the derivative is that of `jax.nn`; NaN stays NaN. Where f is linear on either side, that side is all that is saved: one
 byte a number. (In a scan, y would be stacked once more beside the next layer's input.)
 """
 
@@ -33,7 +33,7 @@ def squared_relu():
 
     (So, Mańke, Liu, Dai, Shazeer & Le 2021, arXiv:2109.08668.)
     """
-    return from_input("squared_relu", lambda x: jnp.square(jnp.maximum(x, 0)), lambda x: 2 * jnp.maximum(x, 0))
+    return from_input("squared_relu", lambda x: jnp.square(jnp.maximum(x, 0)), lambda x: jnp.where(x > 0, 2 * x, 0))
 
 
 @op
@@ -75,7 +75,7 @@ def hard_silu():
     return from_input(
         "hard_silu",
         lambda x: x * hard_gate(x),
-        lambda x: jnp.where(is_between(x), (2 * x + 3) / 6, x > 0),
+        lambda x: jnp.where(x + 3 <= 0, 0, jnp.where(x + 3 >= 6, 1, (2 * x + 3) / 6)),
     )
 
 
@@ -95,16 +95,17 @@ def hard_tanh(*, low: float = -1.0, high: float = 1.0):
     """
     if not low <= high:
         raise InputError(f"hard_tanh: low is {low}, high {high}; wants low ≤ high")
-    return from_mask("hard_tanh", lambda x: jnp.clip(x, low, high), lambda x: (low <= x) & (x <= high))
+    return from_mask("hard_tanh", lambda x: jnp.clip(x, low, high), lambda x: ~((x < low) | (x > high)))
 
 
 @op
 def hardshrink(*, threshold: float = 0.5):
-    """y = x where |x| > t, else 0;  dx = dy where |x| > t, else 0.  Saved: that, one byte a number.
+    """y = 0 where |x| ≤ t, else x;  dx = 0 where |x| ≤ t, else dy.  Saved: that, one byte a number.
 
     (Donoho & Johnstone 1994, "Ideal spatial adaptation by wavelet shrinkage".)
     """
-    return from_mask("hardshrink", lambda x: jnp.where(jnp.abs(x) > threshold, x, 0), lambda x: jnp.abs(x) > threshold)
+    passes = lambda x: ~(jnp.abs(x) <= threshold)  # so does a NaN
+    return from_mask("hardshrink", lambda x: jnp.where(passes(x), x, 0), passes)
 
 
 @op
@@ -119,8 +120,9 @@ def softshrink(*, threshold: float = 0.5):
 
 @op
 def threshold(*, threshold: float = 0.0, value: float = 0.0):
-    """y = x where x > t, else the value;  dx = dy where x > t, else 0.  Saved: x > t, one byte a number.
+    """y = the value where x ≤ t, else x;  dx = 0 where x ≤ t, else dy.  Saved: that, one byte a number.
 
     (Konda, Memisevic & Krueger 2014, arXiv:1402.3337.)
     """
-    return from_mask("threshold", lambda x: jnp.where(x > threshold, x, value), lambda x: x > threshold)
+    passes = lambda x: ~(x <= threshold)  # so does a NaN
+    return from_mask("threshold", lambda x: jnp.where(passes(x), x, value), passes)

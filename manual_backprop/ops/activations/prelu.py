@@ -2,10 +2,9 @@
 
     y = x where x ≥ 0, else s x
 
-The slope s is one number, or one a feature; every x below 0 that it met is a path from s to C. With g = dy where x is
-below 0, and 0 elsewhere,
+The slope s is one number, or one a feature; every x below 0 that it met is a path from s to C:
 
-    dx = (dy - g) + s g,    ds = Σ g x      (Σ over what s was broadcast along)
+    dx = dy where x ≥ 0, else s dy,    ds = Σ dy x over the x below 0      (Σ over what s was broadcast along)
 
 Saved: the arguments, nothing new.
 """
@@ -42,9 +41,8 @@ def prelu():
     def backward(residuals, dy):
         x, slope = residuals
         dy = wide(dy)
-        g = jnp.where(x >= 0, 0, dy)
-        dx = (dy - g) + slope * g
-        dslope = sum_to(g * x, slope.shape)
+        dx = jnp.where(x >= 0, dy, slope * dy)
+        dslope = sum_to(jnp.where(x >= 0, 0, dy * x), slope.shape)
         return dx.astype(x.dtype), dslope.astype(slope.dtype)
 
     return forward, backward

@@ -59,13 +59,14 @@ def softsign():
 def softplus(*, beta: float = 1.0, threshold: float | None = None):
     """y = ln(1 + e^(βx)) / β;  dx = dy · σ(βx).  With a threshold, y = x and dx = dy where βx is above it.
 
+    β is at e^(-β|x|) alone: βx can overflow where y does not.
     Saved: x. (1 - e^(-βy) needs y alone, but costs another e; that of e^(-β|x|) is one with the forward pass's.)
     (Dugas, Bengio, Bélisle, Nadeau & Garcia 2001.)
     """
     want_positive("softplus", beta=beta)
 
     def f(x):
-        y = log_1p_exp(beta * x) / beta
+        y = log_1p_exp(x, beta)
         return y if threshold is None else jnp.where(beta * x > threshold, x, y)
 
     def derivative(x):
@@ -75,9 +76,9 @@ def softplus(*, beta: float = 1.0, threshold: float | None = None):
     return from_input("softplus", f, derivative)
 
 
-def log_1p_exp(x):
-    """ln(1 + eˣ) = max(x, 0) + ln(1 + u), where u = e⁻|ˣ| cannot overflow."""
-    return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+def log_1p_exp(x, beta: float = 1.0):
+    """ln(1 + e^(βx)) / β = max(x, 0) + ln(1 + u) / β, where u = e^(-β|x|) cannot overflow."""
+    return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(beta * x))) / beta
 
 
 def log_1p_exp_derivative(x):

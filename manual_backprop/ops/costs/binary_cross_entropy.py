@@ -3,10 +3,13 @@
     c = -P t ln σ(z) - (1 - t) ln(1 - σ(z)),    σ(z) = 1 / (1 + e⁻ᶻ)
 
 z is the logit, t the target in 0 … 1, P the positive weight: what a yes counts for, 1 unless given. No logarithm is
-taken of a rounded σ: -ln σ(z) = s and -ln(1 - σ(z)) = z + s, with s = max(-z, 0) + ln(1 + e⁻|ᶻ|), which never
-overflows. ∂s/∂z = -σ(-z), so
+taken of a rounded σ: with z = z⁺ - z⁻, z⁺ = max(z, 0), z⁻ = max(-z, 0), and s = ln(1 + e⁻|ᶻ|), which never overflows,
+-ln σ(z) = z⁻ + s and -ln(1 - σ(z)) = z⁺ + s. So without a difference of large numbers
 
-    dz = dc · ((1 - t) σ(z) - P t σ(-z)),    dt = dc · ((P - 1) s - z),    dP = Σ dc · t s
+    c = (1 - t) (z⁺ + s) + P t (z⁻ + s)
+    dz = dc · ((1 - t) σ(z) - P t σ(-z)),    dt = dc · (P z⁻ - z⁺ + (P - 1) s),    dP = Σ dc · t (z⁻ + s)
+
+and for P = 1 dt = -dc · z.
 
 Source: Cox 1958, "The regression analysis of binary sequences".
 Saved: the arguments, nothing new.
@@ -22,12 +25,13 @@ from jax import lax
 
 from manual_backprop.contract import op
 from manual_backprop.errors import InputError
-from manual_backprop.ops.arrays import is_float, sum_to, want_float, want_shape, wide
+from manual_backprop.ops.arrays import is_float, sum_to, want_float, want_real, want_shape, wide
 from manual_backprop.ops.costs.reduction import (
     Reduction,
     dcosts,
     dweights,
     reduce,
+    share,
     unless_masked,
     want_items,
     want_range,
@@ -57,14 +61,15 @@ def binary_cross_entropy(*, reduction: Reduction = "mean", positive_weight: bool
 
     def backward(residuals, dy):
         logits, target, positive, w = residuals
-        z, t, P = wide(logits), wide(target), 1 if positive is None else wide(positive)
+        z, t = (unless_masked(wide(x), w) for x in (logits, target))
+        P = 1 if positive is None else wide(positive)
         dc = dcosts(reduction, dy, logits.size, w)
-        valid = (lambda slope: slope) if w is None else (lambda slope: unless_masked(slope, w))
-        dz = dc * valid((1 - t) * lax.logistic(z) - P * t * lax.logistic(-z))
-        dt = dc * valid((P - 1) * softplus(-z) - z)
+        dz = share(dc, (1 - t) * lax.logistic(z) - P * t * lax.logistic(-z))
+        above, below, s = parts(z)
+        dt = share(dc, -z if positive is None else P * below - above + (P - 1) * s)
         cotangents = [dz.astype(logits.dtype), dt.astype(target.dtype) if is_float(target) else None]
         if positive is not None:
-            dP = sum_to(jnp.broadcast_to(dc * valid(t * softplus(-z)), logits.shape), positive.shape)
+            dP = sum_to(jnp.broadcast_to(share(dc, t * (below + s)), logits.shape), positive.shape)
             cotangents.append(dP.astype(positive.dtype))
         if w is not None:
             cotangents.append(dweights(reduction, dy, costs(z, t, P), w))
@@ -80,19 +85,22 @@ def binary_cross_entropy(*, reduction: Reduction = "mean", positive_weight: bool
 
 
 def costs(z, t, P) -> jax.Array:
-    """(1 - t) z + (1 - t + P t) s: for the t of either end no sum of large numbers."""
-    return (1 - t) * z + (1 - t + P * t) * softplus(-z)
+    """c."""
+    above, below, s = parts(z)
+    return (1 - t) * (above + s) + P * t * (below + s)
 
 
-def softplus(z) -> jax.Array:
-    return jnp.maximum(z, 0) + jnp.log1p(jnp.exp(-jnp.abs(z)))
+def parts(z) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """z⁺, z⁻ and s."""
+    return jnp.maximum(z, 0), jnp.maximum(-z, 0), jnp.log1p(jnp.exp(-jnp.abs(z)))
 
 
 def check(logits, target, reduction: str, positive_weight, weights) -> None:
     want_float("binary_cross_entropy", logits=logits)
+    want_real("binary_cross_entropy", target=target)
     want_shape("binary_cross_entropy", logits.shape, "as logits", target=target)
     want_items("binary_cross_entropy", reduction, logits, logits.shape, weights)
-    want_range("binary_cross_entropy", "target", target, 0, 1)
+    want_range("binary_cross_entropy", "target", target, 0, 1, weights)
     if positive_weight is None:
         return
     want_float("binary_cross_entropy", positive_weight=positive_weight)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from manual_backprop.contract import op
-from manual_backprop.ops.arrays import is_float, want_float, want_shape, wide
+from manual_backprop.ops.arrays import is_float, want_float, want_real, want_shape, wide
 from manual_backprop.ops.costs.reduction import Reduction, dcosts, dweights, reduce, unless_masked, want_items
 from manual_backprop.options import want_positive
 
@@ -82,9 +82,8 @@ def of_errors(name: str, cost: Callable, derivative: Callable, reduction: str, w
 
     def backward(residuals, dy):
         prediction, target, w = residuals
-        error = wide(prediction) - target
-        slope = derivative(error) if w is None else unless_masked(derivative(error), w)
-        da = dcosts(reduction, dy, error.size, w) * slope
+        error = unless_masked(wide(prediction) - target, w)
+        da = dcosts(reduction, dy, error.size, w) * derivative(error)
         cotangents = da.astype(prediction.dtype), (-da).astype(target.dtype) if is_float(target) else None
         return cotangents if w is None else (*cotangents, dweights(reduction, dy, cost(error), w))
 
@@ -93,5 +92,6 @@ def of_errors(name: str, cost: Callable, derivative: Callable, reduction: str, w
 
 def check(name: str, prediction, target, reduction: str, weights) -> None:
     want_float(name, prediction=prediction)
+    want_real(name, target=target)
     want_shape(name, prediction.shape, "as prediction", target=target)
     want_items(name, reduction, prediction, prediction.shape, weights)

@@ -16,10 +16,13 @@ class Head(NamedTuple):
     z_loss: float  # ζ
     softcap: float | None
 
-    def logits(self, h, w) -> jax.Array:
-        """z [tokens, classes] of h [tokens, d] and w [classes, d]."""
+    def logits(self, h, w) -> tuple[jax.Array, jax.Array | None]:
+        """z [tokens, classes] of h [tokens, d] and w [classes, d], and t = tanh(u / softcap) where there is a cap."""
         u = product(h, 1, w, 1)
-        return u if self.softcap is None else self.softcap * jnp.tanh(u / self.softcap)
+        if self.softcap is None:
+            return u, None
+        t = jnp.tanh(u / self.softcap)
+        return self.softcap * t, t
 
     def costs(self, m, total, right, mean) -> jax.Array:
         """c, from the logit of the right class and the mean of all logits; everything [tokens, 1]."""
@@ -27,12 +30,19 @@ class Head(NamedTuple):
         c = s - (right - m) if not e else s - ((1 - e) * (right - m) + e * (mean - m))
         return c + self.z_loss * jnp.square(m + s) if self.z_loss else c
 
-    def dlogits(self, z, m, total, is_label, classes: int) -> jax.Array:
+    def dlogits(self, z, t, m, total, is_label, classes: int) -> jax.Array:
         """du / dc of the slice z; is_label [tokens, classes] is true at the class of the label."""
         e, whole = self.label_smoothing, 1 + 2 * self.z_loss * (m + jnp.log(total)) if self.z_loss else 1
-        t = (1 - e) * is_label + e / classes if e else is_label
-        slope = jnp.exp(z - m) * (whole / total) - t
-        return slope if self.softcap is None else slope * (1 - jnp.square(z / self.softcap))
+        share = (1 - e) * is_label + e / classes if e else is_label
+        slope = jnp.exp(z - m) * (whole / total) - share
+        return slope if t is None else slope * ((1 - t) * (1 + t))
+
+
+def over_largest(dc) -> tuple[jax.Array, jax.Array]:
+    """dc over the size of its largest entry, and that size: of 1 / W a narrow dtype may leave nothing, of 1 it does."""
+    largest = lax.stop_gradient(jnp.max(jnp.abs(dc), initial=0))
+    largest = jnp.where(largest == 0, 1, largest)
+    return dc / largest, largest
 
 
 def product(a, axis_of_a: int, b, axis_of_b: int) -> jax.Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from manual_backprop.ops.arrays import wide_dtype
-from manual_backprop.ops.costs.head import Head, filled, product, put, starts, take
+from manual_backprop.ops.costs.head import Head, filled, over_largest, product, put, starts, take
 from manual_backprop.ops.costs.reduction import unless_masked
 
 
@@ -19,7 +19,7 @@ def forward(head: Head, chunk: int, h, index, weight) -> tuple[jax.Array, jax.Ar
     def step(carry, places):
         m, total, right, everything = carry
         begin, new = places
-        z = head.logits(h, take(weight, begin, length))
+        z, _ = head.logits(h, take(weight, begin, length))
         fresh = begin + jnp.arange(length) >= new
         once = jnp.where(fresh, z, -jnp.inf)
         larger = jnp.maximum(m, jnp.max(once, -1, keepdims=True))
@@ -39,20 +39,20 @@ def forward(head: Head, chunk: int, h, index, weight) -> tuple[jax.Array, jax.Ar
 
 def backward(head: Head, chunk: int, h, index, weight, m, total, dc, w) -> tuple[jax.Array, jax.Array]:
     """dc and w [tokens, 1] → dh [tokens, d], dweight [classes, d]."""
+    dc, largest = over_largest(dc)
     length, begins, news = starts(weight.shape[0], chunk)
 
     def step(carry, places):
         dh, dweight = carry
         begin, new = places
         rows, columns = take(weight, begin, length), begin + jnp.arange(length)
-        z = head.logits(h, rows)
-        du = dc * head.dlogits(z, m, total, columns == index, weight.shape[0])
-        if w is not None:
-            du = unless_masked(du, w)
-        du = du.astype(jnp.result_type(h, weight))
+        z, t = head.logits(h, rows)
+        du = dc * head.dlogits(z, t, m, total, columns == index, weight.shape[0])
+        du = unless_masked(du, w).astype(jnp.result_type(h, weight))
         once = jnp.where(columns[:, None] >= new, rows, 0)
-        return (dh + product(du, 1, once, 0), put(dweight, product(du, 0, h, 0), begin)), None
+        return (dh + product(du, 1, once, 0), put(dweight, largest * product(du, 0, h, 0), begin)), None
 
     of = h, index, weight, m, dc
     empty = filled(0, h.shape, m.dtype, *of), filled(0, weight.shape, weight.dtype, *of)
-    return lax.scan(step, empty, (begins, news))[0]
+    (dh, dweight), _ = lax.scan(step, empty, (begins, news))
+    return largest * dh, dweight

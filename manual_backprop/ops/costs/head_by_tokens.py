@@ -21,11 +21,11 @@ def forward(head: Head, chunk: int, h, index, weight, dc, w) -> tuple[jax.Array,
         c, dh, dweight = carry
         begin, new = places
         x, right, share = take(h, begin, length), take(index, begin, length), take(dc, begin, length)
-        z = head.logits(x, weight)
+        z, t = head.logits(x, weight)
         m = jnp.max(z, -1, keepdims=True)
         total = jnp.sum(jnp.exp(z - m), -1, keepdims=True)
         costs = head.costs(m, total, jnp.take_along_axis(z, right, -1, mode="fill"), jnp.mean(z, -1, keepdims=True))
-        du = share * head.dlogits(z, m, total, columns == right, weight.shape[0])
+        du = share * head.dlogits(z, t, m, total, columns == right, weight.shape[0])
         if w is not None:
             du = unless_masked(du, take(w, begin, length))
         du = du.astype(jnp.result_type(h, weight))

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from manual_backprop.contract import op
 from manual_backprop.errors import InputError
 from manual_backprop.ops.arrays import want_float, want_shape, wide
-from manual_backprop.ops.costs.reduction import Reduction, dcosts, dweights, reduce, unless_masked, want_items
+from manual_backprop.ops.costs.reduction import Reduction, dcosts, dweights, reduce, share, unless_masked, want_items
 
 
 class Residuals(NamedTuple):
@@ -54,17 +54,17 @@ def kl_divergence(*, log_target: bool = False, reduction: Reduction = "mean", we
 
     def backward(residuals, dy):
         log_prediction, target, w = residuals
-        t, r = shares_and_ratios(log_prediction, target)
+        t, r = shares_and_ratios(*(unless_masked(x, w) for x in (log_prediction, target)))
         dc = dcosts(reduction, dy, math.prod(t.shape[:-1]), w)[..., None]
-        valid = (lambda slope: slope) if w is None else (lambda slope: unless_masked(slope, w[..., None]))
-        dq = -dc * valid(t)
-        dtarget = dc * valid(t * (r + 1) if log_target else jnp.where(t == 0, -jnp.inf, r + 1))
+        dq = -share(dc, t)
+        dtarget = share(dc, t * (r + 1) if log_target else jnp.where(t == 0, -jnp.inf, r + 1))
         cotangents = dq.astype(log_prediction.dtype), dtarget.astype(target.dtype)
         return cotangents if w is None else (*cotangents, dweights(reduction, dy, jnp.sum(t * r, -1), w))
 
     def shares_and_ratios(log_prediction, target) -> tuple[jax.Array, jax.Array]:
         """t and r."""
-        t, ln_t = (jnp.exp(wide(target)), wide(target)) if log_target else (wide(target), jnp.log(wide(target)))
+        t = jnp.exp(wide(target)) if log_target else wide(target)
+        ln_t = wide(target) if log_target else jnp.log(jnp.where(t == 0, 1, t))
         return t, jnp.where(t == 0, 0, ln_t - wide(log_prediction))
 
     return (forward if weights else forward_unweighted), backward

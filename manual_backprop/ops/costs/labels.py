@@ -8,6 +8,7 @@ from jax import lax
 
 from manual_backprop.errors import InputError
 from manual_backprop.ops.arrays import known
+from manual_backprop.ops.costs.reduction import counting
 
 
 def are_classes(labels, logits) -> bool:
@@ -23,9 +24,14 @@ def class_index(labels, ignored: int | None) -> jax.Array:
 
 def one_hot(labels, logits, ignored: int | None) -> jax.Array:
     """True at the class of each label, [..., classes]; a negative label counts from the end."""
-    index, classes = class_index(labels, ignored), logits.shape[-1]
-    index = jnp.where(index < 0, index + classes, index)
+    index = from_zero(class_index(labels, ignored), logits.shape[-1])
     return lax.broadcasted_iota(index.dtype, logits.shape, logits.ndim - 1) == index
+
+
+def from_zero(index, classes: int) -> jax.Array:
+    """The class counted from 0, for a negative one counts from the end; `classes`, which is none, for any other."""
+    index = jnp.where(index < 0, index + classes, index)
+    return jnp.where(index < 0, classes, index)
 
 
 def signed(labels) -> jax.Array:
@@ -34,17 +40,19 @@ def signed(labels) -> jax.Array:
     return labels if wide_enough else labels.astype(jnp.int32)
 
 
-def want_classes(name: str, labels, classes: int, ignored: int | None) -> None:
-    """Raises InputError for labels that are no integers and, in an eager call, for one outside 0 … classes - 1."""
+def want_classes(name: str, labels, classes: int, ignored: int | None, weights) -> None:
+    """Raises InputError for labels that are no integers and, in an eager call, for one outside 0 … classes - 1.
+
+    A label that is ignored, or has the weight 0, may be anything.
+    """
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise InputError(f"{name}: labels are {labels.dtype}; wants integers: convert them with .astype(int)")
-    values = known(labels)
-    if values is None:
+    values, counts = known(labels), counting(weights)
+    if values is None or counts is None:
         return
-    values = values[values != ignored]
-    outside = (values < 0) | (values >= classes)
+    outside = ((values < 0) | (values >= classes)) & (values != ignored) & counts
     if outside.any():
-        wrong = values[outside][0]
+        wrong = values[outside].flat[0]
         raise InputError(f"{name}: label {wrong} is outside 0 … {classes - 1}, the {classes} classes")
 
 

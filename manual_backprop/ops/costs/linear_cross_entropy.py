@@ -35,10 +35,10 @@ import jax.numpy as jnp
 
 from manual_backprop.contract import op
 from manual_backprop.errors import InputError, want_count
-from manual_backprop.ops.arrays import Spec, spec, want_float, want_shape, wide_dtype
+from manual_backprop.ops.arrays import Spec, is_float, spec, want_float, want_shape, wide, wide_dtype
 from manual_backprop.ops.costs import head_by_classes, head_by_tokens
-from manual_backprop.ops.costs.head import Head
-from manual_backprop.ops.costs.labels import class_index, signed, want_classes, want_smoothing
+from manual_backprop.ops.costs.head import Head, over_largest
+from manual_backprop.ops.costs.labels import class_index, from_zero, signed, want_classes, want_smoothing
 from manual_backprop.ops.costs.reduction import (
     Reduction,
     dcosts,
@@ -51,10 +51,11 @@ from manual_backprop.options import want_positive
 
 
 class Gradients(NamedTuple):
-    """The cotangents for dC = 1; of the arguments only shapes and dtypes."""
+    """The cotangents for dC = 1, two of them over the largest dc; of the arguments only shapes and dtypes."""
 
     dhidden: jax.Array  # [tokens, d]
     dweight: jax.Array  # [classes, d]
+    largest: jax.Array  # a number
     dweights: jax.Array | None  # [tokens, 1], where there are numbers for weights
     specs: tuple[Spec, Spec, Spec | None]  # of hidden, weight and weights
 
@@ -84,8 +85,9 @@ def linear_cross_entropy(
     """hidden [..., d], weight [classes, d] as an embedding's table, labels [...] (, weights [...]) → C.
 
     It is `softmax_cross_entropy` of hidden weightᵀ, with the same options. A slice is `chunk` tokens, or with
-    gradients="backward" `chunk` classes. Sums are in at least float32, and du is rounded to the dtype of the arguments.
-    Before the backward pass dC is not known token by token, so `reduction="none"` wants gradients="backward".
+    gradients="backward" `chunk` classes. Sums are in at least float32, and du is rounded to the dtype of the arguments,
+    as a multiple of the largest dc. Before the backward pass dC is not known token by token, so `reduction="none"`
+    wants gradients="backward".
 
     Raises InputError for shapes that do not fit, labels that are no integers, an empty batch, options out of range, and
     for a label outside 0 … classes - 1 in an eager call; inside jit it does as `softmax_cross_entropy`.
@@ -102,15 +104,16 @@ def linear_cross_entropy(
         check(hidden, weight, labels, ignored, reduction, weights)
         h, index, w = flat(hidden, weight, labels, weights)
         dc = jnp.broadcast_to(dcosts(reduction, jnp.ones((), wide_dtype(h.dtype)), labels.size, w), index.shape)
+        dc, largest = over_largest(dc)
         c, dhidden, dweight = head_by_tokens.forward(head, chunk, h, index, weight, dc, w)
         dw = None if weights is None else of_weights(1.0, c, w, labels)
         specs = spec(hidden), spec(weight), None if weights is None else spec(weights)
-        return reduce(reduction, c, w), Gradients(dhidden, dweight, dw, specs)
+        return reduce(reduction, c, w), Gradients(dhidden, dweight, largest, dw, specs)
 
     def backward_from_gradients(residuals, dy):
-        dhidden, dweight, dw, (hidden, weight, weights) = residuals
-        dhidden = (dy * dhidden).reshape(hidden.shape).astype(hidden.dtype)
-        cotangents = dhidden, (dy * dweight).astype(weight.dtype), None
+        dhidden, dweight, largest, dw, (hidden, weight, weights) = residuals
+        dhidden = (dy * largest * dhidden).reshape(hidden.shape).astype(hidden.dtype)
+        cotangents = dhidden, (dy * largest * dweight).astype(weight.dtype), None
         if weights is None:
             return cotangents
         return *cotangents, None if dw is None else (dy * dw).reshape(weights.shape).astype(weights.dtype)
@@ -137,18 +140,18 @@ def linear_cross_entropy(
 
     def of_weights(dC, c, w, labels):
         """dweights [tokens, 1]: what is ignored has the weight 0, whatever its own."""
-        dw = dweights(reduction, dC, c, w)
+        dw = dweights(reduction, dC, c, wide(w) if is_float(w) else w)
         return dw if dw is None or ignored is None else jnp.where(signed(labels).reshape(-1, 1) == ignored, 0, dw)
 
     def flat(hidden, weight, labels, weights) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         """One token a row: h [tokens, d], the class of each [tokens, 1], and its weight [tokens, 1]."""
-        h, index = hidden.reshape(labels.size, hidden.shape[-1]), class_index(labels, ignored).reshape(-1, 1)
-        index = jnp.where(index < 0, index + weight.shape[0], index)
+        h = hidden.reshape(labels.size, hidden.shape[-1])
+        index = from_zero(class_index(labels, ignored), weight.shape[0]).reshape(-1, 1)
         w = None if weights is None else weights.reshape(-1, 1)
         if ignored is not None:
             valid = signed(labels).reshape(-1, 1) != ignored
             w = valid if w is None else jnp.where(valid, w, 0)
-        return (h if w is None else unless_masked(h, w)), index, w
+        return unless_masked(h, w), index, w
 
     run, back = (forward_with_gradients, backward_from_gradients) if gradients == "forward" else (forward, backward)
     return (run if weights else lambda hidden, weight, labels: run(hidden, weight, labels, None)), back
@@ -164,4 +167,4 @@ def check(hidden, weight, labels, ignored, reduction, weights) -> None:
         raise InputError(f"{name}: {shapes}; hidden's last axis must be {weight.shape[1]}")
     want_shape(name, hidden.shape[:-1], "as hidden without its last axis", labels=labels)
     want_items(name, reduction, hidden, labels.shape, weights)
-    want_classes(name, labels, weight.shape[0], ignored)
+    want_classes(name, labels, weight.shape[0], ignored, weights)

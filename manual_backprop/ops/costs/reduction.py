@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from manual_backprop.errors import InputError
-from manual_backprop.ops.arrays import is_float, want_examples, want_shape, wide
+from manual_backprop.ops.arrays import is_float, known, want_examples, want_real, want_shape, wide
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -62,9 +62,20 @@ def dcounts(reduction: str, dC, costs, weights, counts) -> jax.Array:
     return jnp.broadcast_to(_over(-dC * w * C, _whole(costs.size, weights, counts)), counts.shape)
 
 
-def unless_masked(value, weights) -> jax.Array:
-    """value, but 0 where it is no number and has no weight: what is masked has no say, whatever it holds."""
-    return jnp.where((weights == 0) & ~jnp.isfinite(value), 0, value)
+def unless_masked(x, weights) -> jax.Array:
+    """x, but 0 where it is no number and its item has no weight: what is masked has no say, whatever it holds."""
+    if weights is None:
+        return x
+    return _unless(weights.reshape(*weights.shape, *[1] * (x.ndim - weights.ndim)) == 0, x)
+
+
+def share(t, x) -> jax.Array:
+    """t x, where 0 of what is no number is 0: 0 ln 0 too."""
+    return t * _unless(t == 0, x)
+
+
+def _unless(masked, x) -> jax.Array:
+    return jnp.where(masked & ~jnp.isfinite(x), 0, x)
 
 
 def _whole(size: int, weights, counts):
@@ -90,12 +101,22 @@ def want_items(name: str, reduction: str, x, shape: tuple[int, ...], weights) ->
     if reduction == "mean":
         want_examples(name, x)
     if weights is not None:
+        want_real(name, weights=weights)
         want_shape(name, shape, "one for each item", weights=weights)
 
 
-def want_range(name: str, argument: str, x, low: float, high: float) -> None:
-    """Raises InputError for a known value outside low … high."""
-    values = None if isinstance(x, jax.core.Tracer) else np.asarray(x)
-    if values is not None and not np.all((values >= low) & (values <= high)):
-        wrong = values[~((values >= low) & (values <= high))].flat[0]
+def counting(weights) -> np.ndarray | None:
+    """Which items have a weight that is not 0, and must not hold what the others may; None where that is not known."""
+    values = np.ones(()) if weights is None else known(weights)
+    return None if values is None else values != 0
+
+
+def want_range(name: str, argument: str, x, low: float, high: float, weights) -> None:
+    """Raises InputError for a known value outside low … high that has a weight."""
+    values, counts = known(x), counting(weights)
+    if values is None or counts is None:
+        return
+    outside = ~((values >= low) & (values <= high)) & counts
+    if outside.any():
+        wrong = values[outside].flat[0]
         raise InputError(f"{name}: {argument} holds {wrong}; wants numbers from {low} to {high}")

@@ -24,14 +24,16 @@ Saved: the arguments and two numbers an example, m and Σₖ e^(zₖ - m); p is 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from manual_backprop.contract import op
 from manual_backprop.errors import InputError
-from manual_backprop.ops.arrays import is_float, want_float, want_shape, wide, wide_dtype
+from manual_backprop.ops.arrays import is_float, want_float, want_real, want_shape, wide, wide_dtype
 from manual_backprop.ops.costs.labels import (
     are_classes,
     class_index,
@@ -46,7 +48,7 @@ from manual_backprop.ops.costs.reduction import (
     dcounts,
     dweights,
     reduce,
-    unless_masked,
+    share,
     want_items,
 )
 
@@ -88,56 +90,58 @@ def softmax_cross_entropy(
 
     def forward(logits, labels, class_weights, weights):
         check(logits, labels, ignored, reduction, class_weights, weights)
-        m = wide(jnp.max(logits, -1, keepdims=True))
-        total = jnp.sum(jnp.exp(wide(logits) - m), -1, keepdims=True)
+        w, n = weights_and_counts(logits, labels, class_weights, weights)
+        m = lax.stop_gradient(wide(jnp.max(logits, -1, keepdims=True)))
+        total = jnp.sum(jnp.exp(shown(m, w)(wide(logits) - m)), -1, keepdims=True)
         residuals = Residuals(logits, labels, m, total, class_weights, weights)
-        return reduce(reduction, costs(residuals), *weights_and_counts(residuals)), residuals
+        return reduce(reduction, costs(residuals, w), w, n), residuals
 
     def backward(residuals, dy):
         logits, labels, m, total, v, weights = residuals
-        w, n = weights_and_counts(residuals)
+        w, n = weights_and_counts(logits, labels, v, weights)
         dc = dcosts(reduction, dy, m.size, w, n)[..., None]
-        valid = (lambda slope: slope) if w is None else (lambda slope: unless_masked(slope, w[..., None]))
-        shifted, label = wide(logits) - m, smooth(labels, logits)
+        show = shown(m, w)
+        shifted, label = show(wide(logits) - m), smooth(labels, logits)
         ln_p, p = shifted - residuals.s, jnp.exp(shifted) * (1 / total)
         t = label if v is None else wide(v) * label
         whole = 1 if v is None and are_classes(labels, logits) else jnp.sum(wide(t), -1, keepdims=True)  # Σⱼ tⱼ
         if z_loss:
-            whole = whole + 2 * z_loss * (m + residuals.s)
-        dz = dc * valid(p * whole - t)
+            whole = whole + 2 * z_loss * (show(m) + residuals.s)
+        dz = share(dc, p * whole - t)
         dlabels = None
         if is_float(labels):
-            dlabels = -dc * (1 - label_smoothing) * valid(ln_p if v is None else wide(v) * ln_p)
+            dlabels = -share(dc * (1 - label_smoothing), ln_p if v is None else share(wide(v), ln_p))
             dlabels = dlabels.astype(labels.dtype)
         cotangents = [dz.astype(logits.dtype), dlabels]
         if v is not None:
             leading = tuple(range(logits.ndim - 1))
-            dv = -jnp.sum(dc * valid(share(label, ln_p)), leading)
+            dv = -jnp.sum(share(dc, share(label, ln_p)), leading)
             if n is not None:
-                dn = dcounts(reduction, dy, costs(residuals), w, n)[..., None]
+                dn = dcounts(reduction, dy, costs(residuals, w), w, n)[..., None]
                 dv = dv + jnp.sum(dn * one_hot(labels, logits, ignored), leading)
             cotangents.append(dv.astype(v.dtype))
         if weights is not None:
-            dw = dweights(reduction, dy, costs(residuals), w, n) if is_float(weights) else None
+            dw = dweights(reduction, dy, costs(residuals, w), w, n) if is_float(weights) else None
             cotangents.append(dw if ignored is None or dw is None else jnp.where(signed(labels) == ignored, 0, dw))
         return tuple(cotangents)
 
-    def costs(residuals) -> jax.Array:
+    def costs(residuals, w) -> jax.Array:
         """Cₙ."""
         logits, labels, m, _, v, _ = residuals
-        shifted, s = wide(logits) - m, residuals.s
+        show, s = shown(m, w), residuals.s
+        shifted = show(wide(logits) - m)
         if are_classes(labels, logits):
             index = class_index(labels, ignored)
-            c = s - (wide(jnp.take_along_axis(logits, index, -1, mode="fill")) - m)
-            c = c if v is None else wide(v)[index] * c
+            c = s - show(wide(jnp.take_along_axis(logits, index, -1, mode="fill")) - m)
+            c = c if v is None else share(wide(v).at[index].get(mode="fill"), c)
             if label_smoothing:
-                others = s - shifted if v is None else wide(v) * (s - shifted)
+                others = s - shifted if v is None else share(wide(v), s - shifted)
                 c = (1 - label_smoothing) * c + label_smoothing * jnp.mean(others, -1, keepdims=True)
             c = jnp.squeeze(c, -1)
         else:
             label = smooth(labels, logits)
             c = jnp.sum(share(label if v is None else wide(v) * label, s - shifted), -1)
-        return c + z_loss * jnp.squeeze(jnp.square(m + s), -1) if z_loss else c
+        return c + z_loss * jnp.squeeze(jnp.square(show(m) + s), -1) if z_loss else c
 
     def smooth(labels, logits) -> jax.Array:
         """(1 - ε) labelⱼ + ε / K."""
@@ -147,9 +151,8 @@ def softmax_cross_entropy(
         rows = rows.astype(jnp.result_type(rows, wide_dtype(logits.dtype)))
         return (1 - label_smoothing) * rows + label_smoothing / logits.shape[-1]
 
-    def weights_and_counts(residuals) -> tuple[jax.Array | None, jax.Array | None]:
+    def weights_and_counts(logits, labels, v, w) -> tuple[jax.Array | None, jax.Array | None]:
         """w and n of `reduction.py`: an ignored label weighs 0, an integer one counts for the weight of its class."""
-        logits, labels, _, _, v, w = residuals
         if ignored is not None:
             valid = signed(labels) != ignored
             w = valid if w is None else jnp.where(valid, w, 0)
@@ -165,14 +168,18 @@ def softmax_cross_entropy(
     return forwards[bool(class_weights), bool(weights)], backward
 
 
-def share(t, x) -> jax.Array:
-    """t x, where 0 of anything is 0: 0 ln 0 too."""
-    return jnp.where(t == 0, 0, t * x)
+def shown(m, w) -> Callable:
+    """Makes zeros of the rows that have no weight and whose largest logit is no number."""
+    if w is None:
+        return lambda x: x
+    hidden = (w == 0)[..., None] & ~jnp.isfinite(m)
+    return lambda x: jnp.where(hidden, 0, x)
 
 
 def check(logits, labels, ignored, reduction, class_weights, weights) -> None:
     name = "softmax_cross_entropy"
     want_float(name, logits=logits)
+    want_real(name, labels=labels)
     if logits.ndim == 0 or labels.shape not in (logits.shape[:-1], logits.shape):
         raise InputError(
             f"{name}: logits have shape {logits.shape}, labels {labels.shape}; "
@@ -185,6 +192,6 @@ def check(logits, labels, ignored, reduction, class_weights, weights) -> None:
         want_float(name, class_weights=class_weights)
         want_shape(name, logits.shape[-1:], "one for each class", class_weights=class_weights)
     if are_classes(labels, logits):
-        want_classes(name, labels, logits.shape[-1], ignored)
+        want_classes(name, labels, logits.shape[-1], ignored, weights)
     elif ignored is not None:
         raise InputError(f"{name}: labels are rows, of shape {labels.shape}; wants integers, for ignored={ignored}")

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from manual_backprop.contract import op
 from manual_backprop.errors import InputError
-from manual_backprop.ops.arrays import is_float, want_float, wide
+from manual_backprop.ops.arrays import is_float, want_float, want_real, wide
 from manual_backprop.ops.costs.reduction import Reduction, dcosts, dweights, reduce, unless_masked, want_items
 
 
@@ -50,9 +50,9 @@ def squared_error(*, reduction: Reduction = "mean", weights: bool = False):
 
     def backward(residuals, dy):
         prediction, target, w = residuals
-        error = wide(prediction) - target
+        error = unless_masked(wide(prediction) - target, w)
         dc = dcosts(reduction, dy, math.prod(error.shape[:-1]), w)[..., None]
-        da = dc * 2 * (error if w is None else unless_masked(error, w[..., None]))
+        da = dc * 2 * error
         cotangents = da.astype(prediction.dtype), (-da).astype(target.dtype) if is_float(target) else None
         return cotangents if w is None else (*cotangents, dweights(reduction, dy, jnp.sum(jnp.square(error), -1), w))
 
@@ -61,6 +61,7 @@ def squared_error(*, reduction: Reduction = "mean", weights: bool = False):
 
 def check(prediction, target, reduction: str, weights) -> None:
     want_float("squared_error", prediction=prediction)
+    want_real("squared_error", target=target)
     if prediction.ndim == 0 or prediction.shape != target.shape:
         raise InputError(
             f"squared_error: prediction has shape {prediction.shape}, target {target.shape}; "

@@ -90,7 +90,7 @@ def led(x, X, batch: list):
 
 
 # ── subscripts ───────────────────────────────────────────────────────────────────────────────────────────────────────
-# A term is a string with one character for each index, "." for the ellipsis; its indices are letters, and the numbers
+# A term is a string with one character for each index, "…" for the ellipsis; its indices are letters, and the numbers
 # …, -2, -1 for the axes of the ellipsis, from the right.
 
 
@@ -99,12 +99,12 @@ def parse(subscripts: str) -> tuple[str, str, str]:
     given = repr(subscripts)
     if not isinstance(subscripts, str) or subscripts.count(",") != 1:
         raise InputError(f"einsum: subscripts are {given}; wants two operands, as in 'ij,jk->ik'")
-    left, arrow, y = subscripts.replace(" ", "").replace("...", ".").partition("->")
+    left, arrow, y = subscripts.replace(" ", "").replace("...", "…").partition("->")
     a, b = left.split(",")
     if not arrow:
-        y = "." * ("." in left) + "".join(sorted(i for i in {*a, *b} - {"."} if (a + b).count(i) == 1))
+        y = "…" * ("…" in left) + "".join(sorted(i for i in {*a, *b} - {"…"} if (a + b).count(i) == 1))
     for term in (a, b, y):
-        if not all(i.isalpha() or i == "." for i in term):
+        if not all(i.isalpha() or i == "…" for i in term):
             raise InputError(f"einsum: subscripts are {given}; wants letters, one comma, '...' and '->'")
         if len({*term}) < len(term):
             raise InputError(f"einsum: subscripts {given} have an index twice in {term!r}; wants each once in a term")
@@ -114,12 +114,12 @@ def parse(subscripts: str) -> tuple[str, str, str]:
 
 
 def ellipsis_rank(term: str, x) -> int:
-    return x.ndim - len(term) + 1 if "." in term else 0
+    return x.ndim - len(term) + 1 if "…" in term else 0
 
 
 def indices(term: str, rank: int) -> tuple:
     """The indices of a term whose ellipsis stands for `rank` axes."""
-    return tuple(j for i in term for j in (range(-rank, 0) if i == "." else (i,)))
+    return tuple(j for i in term for j in (range(-rank, 0) if i == "…" else (i,)))
 
 
 def indexed(terms, a, b):
@@ -142,8 +142,8 @@ def counted(x, X, other: dict):
 def check(subscripts, terms, a, b) -> None:
     want_float("einsum", a=a, b=b)
     for name, term, x in zip("ab", terms, (a, b), strict=False):
-        letters = len(term) - ("." in term)
-        if x.ndim < letters or (x.ndim > letters and "." not in term):
+        letters = len(term) - ("…" in term)
+        if x.ndim < letters or (x.ndim > letters and "…" not in term):
             wants = f"{'at least ' * ('.' in term)}{letters} axes"
             raise InputError(f"einsum: {name} has shape {x.shape}, subscripts are {subscripts!r}; wants {wants}")
     A, B = (indices(term, ellipsis_rank(term, x)) for term, x in zip(terms, (a, b), strict=False))

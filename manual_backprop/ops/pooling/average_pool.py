@@ -7,8 +7,10 @@ With n the number of positions that window i counts, all of its taps or those th
 
 ∂yᵢ/∂x is 1/n at every position of window i; a position reaches C through every window that covers it:
 
-    dx = Σₖ g, put back at tap k of its window,    g = dy / n
+    dxⱼ = Σ gᵢ over the windows i that cover j,    g = dy / n
 
+Both sums are taken along one axis after another: of a window of 3 × 3 that is 6 numbers to add, not 9. Along one axis
+the windows that cover a position are a window too, on dy spread out by the stride.
 Saved: nothing; the counts are known from the shape of x.
 """
 
@@ -17,12 +19,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from manual_backprop.contract import op
 from manual_backprop.errors import InputError
 from manual_backprop.ops.arrays import Spec, spec, want_float, wide
-from manual_backprop.ops.pooling.windows import Padding, place, tap, taps_of, want_window, windows_of
+from manual_backprop.ops.pooling.windows import Padding, padded, want_window, windows_of
 
 
 class Residuals(NamedTuple):
@@ -54,14 +58,17 @@ def average_pool(
     def forward(x):
         want_float("average_pool", x=x)
         windows = along(x.shape)
-        total = sum(tap(wide(x), windows, k, 0) for k in taps_of(windows))
+        total = wide(x)
+        for one in windows:
+            total = sums(total, one)
         return (total / number(windows)).astype(x.dtype), Residuals(spec(x))
 
     def backward(residuals, dy):
         x = residuals.of_x
         windows = along(x.shape)
-        g = wide(dy) / number(windows)
-        dx = sum(place(g, windows, k) for k in taps_of(windows))
+        dx = wide(dy) / number(windows)
+        for one in reversed(windows):
+            dx = spread(dx, one)
         return (dx.astype(x.dtype),)
 
     def number(along) -> float | jax.Array:
@@ -80,6 +87,27 @@ def average_pool(
         return n[..., None].astype(np.float32)
 
     return forward, backward
+
+
+def sums(x, windows) -> jax.Array:
+    """The sum of every window along one axis."""
+    return slide(x, windows.axis, windows.window, windows.stride, (windows.low, windows.high))
+
+
+def spread(g, windows) -> jax.Array:
+    """The adjoint: for every position along the axis the sum of g over the windows that cover it."""
+    if windows.stride == windows.window:  # every position is in one
+        copies = jnp.repeat(g, windows.window, windows.axis)
+        return padded(copies, windows.axis, -windows.low, windows.size + windows.low - copies.shape[windows.axis])
+    low, high = windows.window - 1 - windows.low, windows.size - 1 - windows.last(0)
+    apart = padded(g, windows.axis, low, high, windows.stride - 1)
+    return slide(apart, windows.axis, windows.window, 1, (0, 0))
+
+
+def slide(x, axis: int, window: int, stride: int, padding: tuple[int, int]) -> jax.Array:
+    along = lambda one, other: tuple(one if i == axis else other for i in range(x.ndim))
+    zero = np.zeros((), x.dtype)
+    return lax.reduce_window(x, zero, lax.add, along(window, 1), along(stride, 1), along(padding, (0, 0)))
 
 
 def positions(windows) -> np.ndarray:

@@ -69,10 +69,10 @@ def max_pool(
 def largest(windows, x) -> tuple[jax.Array, jax.Array]:
     """The maximum of every window along one axis, and the tap that has it."""
     dtype = jnp.uint8 if windows.window <= 256 else jnp.int32
-    y = tap(x, [windows], [0], -jnp.inf)
+    y = tap(x, windows, 0, -jnp.inf)
     at = jnp.zeros(y.shape, dtype)
     for k in range(1, windows.window):
-        x_k = tap(x, [windows], [k], -jnp.inf)
+        x_k = tap(x, windows, k, -jnp.inf)
         larger = ~((x_k <= y) | jnp.isnan(y))
         y = jnp.where(larger, x_k, y)
         at = jnp.where(larger, dtype(k), at)
@@ -80,4 +80,4 @@ def largest(windows, x) -> tuple[jax.Array, jax.Array]:
 
 
 def put_back(windows, at, dy) -> jax.Array:
-    return sum(place(jnp.where(at == k, dy, 0), [windows], [k]) for k in range(windows.window))
+    return sum(place(jnp.where(at == k, dy, 0), windows, k) for k in range(windows.window))

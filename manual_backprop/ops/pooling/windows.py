@@ -1,13 +1,11 @@
-"""Windows that slide along axes: where they lie, the taps they take, and the adjoint that puts each tap back.
+"""Windows that slide along an axis: where they lie, the taps they take, and the adjoint that puts each tap back.
 
-Along one axis window i, of `window` taps, covers the positions  i · stride + k · dilation - low,  k = 0 … window - 1.
-An area is a list of these, one an axis, and one of its taps a list of k.
+Window i, of `window` taps, covers the positions  i · stride + k · dilation - low,  k = 0 … window - 1.
+An area is a list of these, one an axis.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -53,32 +51,23 @@ class Windows(NamedTuple):
         return range(start, max(start, stop))
 
 
-def tap(x, along: Sequence[Windows], taps: Sequence[int], fill: float) -> jax.Array:
-    """x at one tap of every window: each size becomes its count of windows; `fill` where the tap is padding."""
-    starts, limits, strides, config = [0] * x.ndim, list(x.shape), [1] * x.ndim, [(0, 0, 0)] * x.ndim
-    for w, k in zip(along, taps, strict=True):
-        inside = w.inside(k)
-        if inside:
-            starts[w.axis] = w.first(k) + inside[0] * w.stride
-            limits[w.axis] = w.first(k) + inside[-1] * w.stride + 1
-        else:
-            limits[w.axis] = 0
-        strides[w.axis] = w.stride
-        config[w.axis] = inside.start, w.count - inside.stop, 0
-    return lax.pad(lax.slice(x, starts, limits, strides), jnp.asarray(fill, x.dtype), config)
+def tap(x, w: Windows, k: int, fill: float) -> jax.Array:
+    """x at tap k of every window: the size becomes the count of windows; `fill` where the tap is padding."""
+    inside = w.inside(k)
+    start, stop = (w.first(k) + inside[0] * w.stride, w.first(k) + inside[-1] * w.stride + 1) if inside else (0, 0)
+    taken = lax.slice_in_dim(x, start, stop, w.stride, w.axis)
+    return padded(taken, w.axis, inside.start, w.count - inside.stop, fill=fill)
 
 
-def place(d, along: Sequence[Windows], taps: Sequence[int]) -> jax.Array:
+def place(d, w: Windows, k: int) -> jax.Array:
     """The adjoint of `tap`: each window's entry of d back at its tap, zero where no window has it."""
-    config = [(0, 0, 0)] * d.ndim
-    for w, k in zip(along, taps, strict=True):
-        config[w.axis] = w.first(k), w.size - 1 - w.last(k), w.stride - 1
-    return lax.pad(d, jnp.zeros((), d.dtype), config)
+    return padded(d, w.axis, w.first(k), w.size - 1 - w.last(k), w.stride - 1)
 
 
-def taps_of(along: Sequence[Windows]) -> Iterator[tuple[int, ...]]:
-    """Every tap, in the order of rows."""
-    return itertools.product(*(range(w.window) for w in along))
+def padded(x, axis: int, low: int, high: int, between: int = 0, fill: float = 0) -> jax.Array:
+    """x with so many more entries before, behind and between its own along an axis; fewer where negative."""
+    config = [(low, high, between) if i == axis else (0, 0, 0) for i in range(x.ndim)]
+    return lax.pad(x, jnp.asarray(fill, x.dtype), config)
 
 
 def want_window(op: str, window, strides, padding, dilation=1) -> None:

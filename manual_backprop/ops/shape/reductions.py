@@ -8,7 +8,8 @@ Over the axes that are reduced, n entries to a number of y, and dy repeated alon
     yᵢ = Σ_(j≤i) xⱼ:   dxⱼ = Σ_(i≥j) dyᵢ, the running sum from the other end
 
 Where entries tie for the largest, max has a kink, and any split of dy among them is a subgradient; the even one is that
-of `jnp.max` (Clarke 1983, "Optimization and Nonsmooth Analysis", section 2.3).
+of `jnp.max` (Clarke 1983, "Optimization and Nonsmooth Analysis", section 2.3). A NaN counts as the largest, and as the
+smallest.
 Sums: Griewank & Walther 2008, "Evaluating Derivatives", section 3.2.
 Saved: shapes alone; for max and min where the largest are, one byte an entry.
 """
@@ -122,7 +123,7 @@ def extreme(op: str, reduce, axis, keepdims: bool):
         if 0 in (x.shape[i] for i in axes):
             raise InputError(f"{op}: x has shape {x.shape}; wants at least one entry along axis {axis}")
         y = reduce(x, axes, keepdims=True)
-        return y if keepdims else lax.squeeze(y, axes), Chosen(x == y)
+        return y if keepdims else lax.squeeze(y, axes), Chosen((x == y) | jnp.isnan(x))
 
     def backward(residuals, dy):
         (chosen,) = residuals
