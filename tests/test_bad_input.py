@@ -209,6 +209,21 @@ def test_under_jit_a_label_beyond_the_classes_makes_the_cost_nan():
     assert np.isnan(cost)
 
 
+HEADS = {
+    "softmax_cross_entropy": lambda hidden, weight, labels: mb.ops.softmax_cross_entropy()(hidden @ weight.T, labels),
+    "by tokens": mb.ops.linear_cross_entropy(),
+    "by classes": mb.ops.linear_cross_entropy(gradients="backward", chunk=2),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("label", range(-8, 6))
+def test_under_jit_a_head_does_as_the_cost_alone(head, label):
+    hidden, weight = (jnp.asarray(np.random.default_rng(0).standard_normal(shape)) for shape in ((2, 5), (3, 5)))
+    cost = jax.jit(HEADS[head])(hidden, weight, jnp.array([1, label]))
+    assert np.isnan(cost) == (not -3 <= label < 3)
+
+
 def test_under_jit_a_negative_label_counts_from_the_end():
     logits = jnp.asarray(np.random.default_rng(0).standard_normal((7, 3)))
     gradient = jax.jit(jax.grad(mb.ops.softmax_cross_entropy()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +65,22 @@ class Spec:
 
 def spec(x) -> Spec:
     return Spec(x.shape, x.dtype)
+
+
+class OfX(NamedTuple):
+    """The residuals of a linear map of x: shape and dtype alone."""
+
+    of_x: Spec
+
+
+class OfXs(NamedTuple):
+    """The residuals of a linear map of several arrays."""
+
+    of_xs: tuple[Spec, ...]
+
+
+class Nothing(NamedTuple):
+    """The residuals of a linear map of which dy says all."""
 
 
 def want_axes(op: str, axis: int | tuple[int, ...] | None, ndim: int) -> tuple[int, ...]:

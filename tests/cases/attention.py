@@ -153,6 +153,12 @@ def biased(x):
     return (x + bias.astype(np.promote_types(x.dtype, np.float32))).astype(x.dtype)
 
 
+def far_from_zero(rng):
+    """ds is a difference of large numbers."""
+    q, k, v = normal(*LONG)(rng)
+    return q, k, v + 10
+
+
 ATTENTION, CHUNKED = mb.ops.attention, mb.ops.chunked_attention
 SHAPES = qkv(5, 7, 3, 3, 11, (2,))
 GROUPS = qkv(5, 7, 6, 2, 3, (2,), Hv=11)
@@ -222,6 +228,7 @@ OPS = [
         formula(causal, 0.9, 0.7, True, keep_by_chunk(0.8, 4, lambda c: (8, 8, 11)[c])),
         further(*LONG, mask=(11, 13), bias=(2, 6, 11, 13), key=True),
     ),
+    Case("chunked_attention, values far from zero", CHUNKED(chunk=4, scale=10.0), formula(scale=10.0), far_from_zero),
     Case(
         "rotary_embedding",
         mb.ops.rotary_embedding(),

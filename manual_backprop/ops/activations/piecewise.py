@@ -1,7 +1,7 @@
 """Activations with kinks: a = f(z) for each number alone, so ∂C/∂z = ∂C/∂a · f′(z).
 
-At a kink the derivative is that of `jax.nn`; NaN stays NaN. Where f is linear on either side, that side is all that is saved: one
-byte a number. (In a scan, y would be stacked once more beside the next layer's input.)
+At a kink the derivative is that of `jax.nn`. Where f is linear on either side of it, the side is all that is saved: one
+byte a number. (In a scan, y would be stacked once more beside the next layer's input.) A NaN stays one.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ class Residuals(NamedTuple):
 def alibi():
     """x [..., N, T, S], scores of queries and keys that start at one position → y, alike. Derivation: the module.
 
-    For `attention(bias=True)` there is `alibi_bias`. Raises InputError for scores with fewer than three axes.
+    For `attention(bias=True)` there is `alibi_bias`, imported from this module: `manual_backprop.ops.attention.alibi`.
+    Raises InputError for scores with fewer than three axes.
     """
 
     def forward(x):

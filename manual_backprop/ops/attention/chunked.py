@@ -4,12 +4,11 @@ The formulas are those of `dot_product.py`. A query needs no other query's proba
 queries at a time, and in the backward pass made again, from two numbers a query (Dao 2022, arXiv:2205.14135):
 
     pᵢⱼ = e^(sᵢⱼ - mᵢ) / lᵢ,    mᵢ = maxⱼ sᵢⱼ,    lᵢ = Σⱼ e^(sᵢⱼ - mᵢ),    lseᵢ = mᵢ + ln lᵢ
-    Dᵢ = Σⱼ pᵢⱼ dpᵢⱼ - dlseᵢ = Σ yᵢ · dyᵢ - dlseᵢ    (Σ over the entries of the head)
-
-    ds = p · (dp - D),    dq = scale · dz k, each chunk its own;
+    ds = p · (dp - Σⱼ p dp + dlse),    dq = scale · dz k, each chunk its own;
     dk = dzᵀ (scale · q),    dv = (p · b / keep)ᵀ dy,    summed over the chunks
 
-Saved: the arguments, y, m and l. (lse alone would do, but rounds at the size of s, and p with it.)
+Saved: the arguments, m and l. (lse alone would do, but rounds at the size of s, and p with it; and Σ y · dy is Σ p dp,
+but for the rounding of y.)
 """
 
 from __future__ import annotations
@@ -50,7 +49,6 @@ class Residuals(NamedTuple):
     mask: jax.Array | None  # broadcasts to [..., N, T, S], as bias does
     bias: jax.Array | None
     key: jax.Array | None
-    y: jax.Array  # [..., T, N, Hv]
     m: jax.Array  # [..., T, N, 1]
     l: jax.Array  # [..., T, N, 1]
 
@@ -121,23 +119,23 @@ def chunked_attention(
             return (), (swapped(y).astype(jnp.result_type(q, k, v)), swapped(m), swapped(l))
 
         _, (y, m, l) = over_chunks(all_runs, step, ())
-        residuals = Residuals(q, k, v, mask, bias, key, y, m, l)
+        residuals = Residuals(q, k, v, mask, bias, key, m, l)
         return (y, (m + jnp.log(l))[..., 0]) if lse else y, residuals
 
     def backward(residuals, dy):
-        q, k, v, mask, bias, key, y, m, l = residuals
+        q, k, v, mask, bias, key, m, l = residuals
         dy, dlse = dy if lse else (dy, None)
-        D = jnp.sum(wide(y) * wide(dy), -1, keepdims=True)
-        D = D if dlse is None else D - dlse[..., None]
         all_runs, block = blocks(q, k, v, mask, bias, key)
 
         def step(run, totals, i):
             dk, dv, dbias = totals
             b = block(run, i)
-            dy_, D_, m_, l_ = (swapped(part(x, -3, i, run.rows)) for x in (dy, D, m, l))
+            rows = lambda x: swapped(part(x, -3, i, run.rows))
+            dy_, m_, l_ = rows(dy), rows(m), rows(l)
             p = exponentials(b.s, m_) / l_
             dp = dropped(pairs(dy_, b.v), b.kept)
-            ds = p * (dp - D_)
+            D = jnp.sum(p * dp, -1, keepdims=True)
+            ds = p * (dp - (D if dlse is None else D - rows(dlse[..., None])))
             dz = ds if b.t is None else ds * ((1 - b.t) * (1 + b.t))
             dq = to_queries(dz, b.k) * scoring.factor(q.shape[-1])
             dk = added(dk, to_keys(dz, b.q, k.shape[-2]), b.j)

@@ -3,11 +3,11 @@
     c = -P t ln σ(z) - (1 - t) ln(1 - σ(z)),    σ(z) = 1 / (1 + e⁻ᶻ)
 
 z is the logit, t the target in 0 … 1, P the positive weight: what a yes counts for, 1 unless given. No logarithm is
-taken of a rounded σ: with z = z⁺ - z⁻, z⁺ = max(z, 0), z⁻ = max(-z, 0), and s = ln(1 + e⁻|ᶻ|), which never overflows,
+taken of a rounded σ: with z = z⁺ - z⁻, z⁺ = max(z, 0), z⁻ = -min(z, 0), and s = ln(1 + e⁻|ᶻ|), which never overflows,
 -ln σ(z) = z⁻ + s and -ln(1 - σ(z)) = z⁺ + s. So without a difference of large numbers
 
     c = (1 - t) (z⁺ + s) + P t (z⁻ + s)
-    dz = dc · ((1 - t) σ(z) - P t σ(-z)),    dt = dc · (P z⁻ - z⁺ + (P - 1) s),    dP = Σ dc · t (z⁻ + s)
+    dz = dc · ((1 - t) σ(z) - P t σ(-z)),    dt = -dc · (z⁺ - P z⁻ + (1 - P) s),    dP = Σ dc · t (z⁻ + s)
 
 and for P = 1 dt = -dc · z.
 
@@ -66,7 +66,7 @@ def binary_cross_entropy(*, reduction: Reduction = "mean", positive_weight: bool
         dc = dcosts(reduction, dy, logits.size, w)
         dz = share(dc, (1 - t) * lax.logistic(z) - P * t * lax.logistic(-z))
         above, below, s = parts(z)
-        dt = share(dc, -z if positive is None else P * below - above + (P - 1) * s)
+        dt = -share(dc, z if positive is None else above - P * below + (1 - P) * s)
         cotangents = [dz.astype(logits.dtype), dt.astype(target.dtype) if is_float(target) else None]
         if positive is not None:
             dP = sum_to(jnp.broadcast_to(share(dc, t * (below + s)), logits.shape), positive.shape)
@@ -92,7 +92,7 @@ def costs(z, t, P) -> jax.Array:
 
 def parts(z) -> tuple[jax.Array, jax.Array, jax.Array]:
     """z⁺, z⁻ and s."""
-    return jnp.maximum(z, 0), jnp.maximum(-z, 0), jnp.log1p(jnp.exp(-jnp.abs(z)))
+    return jnp.maximum(z, 0), -jnp.minimum(z, 0), jnp.log1p(jnp.exp(-jnp.abs(z)))
 
 
 def check(logits, target, reduction: str, positive_weight, weights) -> None:

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from manual_backprop.contract import op
 from manual_backprop.ops.arrays import want_axes, want_float, wide
@@ -61,6 +62,6 @@ def l2_norm(*, axis: int | tuple[int, ...] | None = -1, eps: float = 1e-12):
 def length(x, axes: tuple[int, ...]) -> jax.Array:
     """‖x‖ along the axes, of size 1 there."""
     tiny = jnp.finfo(x.dtype).tiny  # m and 1/m are normal numbers
-    m = jnp.clip(jnp.max(jnp.abs(x), axes, keepdims=True, initial=0), tiny, 1 / tiny)
+    m = lax.stop_gradient(jnp.clip(jnp.max(jnp.abs(x), axes, keepdims=True, initial=0), tiny, 1 / tiny))
     squares = jnp.sum(jnp.square(x * (1 / m)), axes, keepdims=True)
     return m * jnp.sqrt(jnp.maximum(squares, tiny))

@@ -25,15 +25,11 @@ import numpy as np
 from jax import lax
 
 from manual_backprop.contract import op
-from manual_backprop.ops.arrays import Spec, spec, want_float, wide
+from manual_backprop.ops.arrays import OfX, Spec, spec, want_float, wide
 from manual_backprop.ops.pooling.resample import apply, resized, want_sizes
 
 
-class AverageResiduals(NamedTuple):
-    of_x: Spec
-
-
-class MaxResiduals(NamedTuple):
+class Residuals(NamedTuple):
     of_x: Spec
     positions: tuple[jax.Array, ...]  # j(i) for each axis, the last first; sizes change axis by axis
 
@@ -55,7 +51,7 @@ def adaptive_average_pool(*, sizes: int | tuple[int, ...]):
     def forward(x):
         want_float("adaptive_average_pool", x=x)
         y = apply(x, *averages(x.shape))
-        return y.astype(x.dtype), AverageResiduals(spec(x))
+        return y.astype(x.dtype), OfX(spec(x))
 
     def backward(residuals, dy):
         axes, matrices = averages(residuals.of_x.shape)
@@ -83,7 +79,7 @@ def adaptive_max_pool(*, sizes: int | tuple[int, ...]):
         for axis, covers in reversed(along(x.shape)):
             y, j = _largest(y, axis, covers)
             positions.append(j)
-        return y, MaxResiduals(spec(x), tuple(positions))
+        return y, Residuals(spec(x), tuple(positions))
 
     def backward(residuals, dy):
         dx = wide(dy)

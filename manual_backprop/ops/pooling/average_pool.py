@@ -16,8 +16,6 @@ Saved: nothing; the counts are known from the shape of x.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,12 +23,8 @@ from jax import lax
 
 from manual_backprop.contract import op
 from manual_backprop.errors import InputError
-from manual_backprop.ops.arrays import Spec, spec, want_float, wide
+from manual_backprop.ops.arrays import OfX, spec, want_float, wide
 from manual_backprop.ops.pooling.windows import Padding, padded, want_window, windows_of
-
-
-class Residuals(NamedTuple):
-    of_x: Spec
 
 
 @op
@@ -61,7 +55,7 @@ def average_pool(
         total = wide(x)
         for one in windows:
             total = sums(total, one)
-        return (total / number(windows)).astype(x.dtype), Residuals(spec(x))
+        return (total / number(windows)).astype(x.dtype), OfX(spec(x))
 
     def backward(residuals, dy):
         x = residuals.of_x

@@ -21,14 +21,10 @@ from jax import lax
 
 from manual_backprop.contract import op
 from manual_backprop.errors import InputError
-from manual_backprop.ops.arrays import Spec, spec, want_float, wide, wide_dtype
+from manual_backprop.ops.arrays import OfX, Spec, spec, want_float, wide, wide_dtype
 
 
-class AverageResiduals(NamedTuple):
-    of_x: Spec
-
-
-class MaxResiduals(NamedTuple):
+class Residuals(NamedTuple):
     of_x: Spec
     m: jax.Array  # [batch, channels]
 
@@ -40,7 +36,7 @@ def global_average_pool():
     def forward(x):
         check("global_average_pool", x)
         y = jnp.mean(x, tuple(range(1, x.ndim - 1)), dtype=wide_dtype(x.dtype))
-        return y.astype(x.dtype), AverageResiduals(spec(x))
+        return y.astype(x.dtype), OfX(spec(x))
 
     def backward(residuals, dy):
         x = residuals.of_x
@@ -61,7 +57,7 @@ def global_max_pool():
         largest = (positions == y[:, None]) | jnp.isnan(positions)
         j = lax.broadcasted_iota(jnp.int32, positions.shape, 1)
         m = jnp.min(jnp.where(largest, j, positions.shape[1]), 1)
-        return y, MaxResiduals(spec(x), m)
+        return y, Residuals(spec(x), m)
 
     def backward(residuals, dy):
         x, m = residuals

@@ -14,17 +14,12 @@ along one axis after another. Saved: nothing; the copies are known from the shap
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import NamedTuple
 
 import numpy as np
 
 from manual_backprop.contract import op
-from manual_backprop.ops.arrays import Spec, spec, want_float
+from manual_backprop.ops.arrays import OfX, spec, want_float
 from manual_backprop.ops.pooling.resample import apply, positions, resized, want_sizes_or_scale
-
-
-class Residuals(NamedTuple):
-    of_x: Spec
 
 
 @op
@@ -51,7 +46,7 @@ def upsample_nearest(
     def forward(x):
         want_float("upsample_nearest", x=x)
         y = apply(x, *copies(x.shape))
-        return y.astype(x.dtype), Residuals(spec(x))
+        return y.astype(x.dtype), OfX(spec(x))
 
     def backward(residuals, dy):
         axes, matrices = copies(residuals.of_x.shape)

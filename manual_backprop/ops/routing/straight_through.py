@@ -20,15 +20,11 @@ import jax.numpy as jnp
 
 from manual_backprop.contract import op
 from manual_backprop.errors import InputError
-from manual_backprop.ops.arrays import want_float, wide
+from manual_backprop.ops.arrays import Nothing, want_float, wide
 
 
 class Inside(NamedTuple):
     inside: jax.Array | None  # [...], bool; None where every x passes its gradient
-
-
-class Nothing(NamedTuple):
-    """dy says all."""
 
 
 @op

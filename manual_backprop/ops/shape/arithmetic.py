@@ -24,11 +24,7 @@ import jax.numpy as jnp
 
 from manual_backprop.contract import op
 from manual_backprop.errors import InputError
-from manual_backprop.ops.arrays import Spec, is_float, spec, sum_to, wide_dtype
-
-
-class Specs(NamedTuple):
-    of_xs: tuple[Spec, ...]  # each [...]
+from manual_backprop.ops.arrays import OfXs, is_float, spec, sum_to, wide_dtype
 
 
 class Factors(NamedTuple):
@@ -50,7 +46,7 @@ def add():
     def forward(*xs):
         dtype = check("add", xs)
         y = functools.reduce(operator.add, widened(xs, dtype))
-        return y.astype(dtype), Specs(tuple(map(spec, xs)))
+        return y.astype(dtype), OfXs(tuple(map(spec, xs)))
 
     def backward(residuals, dy):
         return tuple(cotangent(dy, x) for x in residuals.of_xs)
@@ -68,7 +64,7 @@ def subtract():
     def forward(a, b):
         dtype = check("subtract", (a, b))
         a_, b_ = widened((a, b), dtype)
-        return (a_ - b_).astype(dtype), Specs((spec(a), spec(b)))
+        return (a_ - b_).astype(dtype), OfXs((spec(a), spec(b)))
 
     def backward(residuals, dy):
         a, b = residuals.of_xs

@@ -12,22 +12,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 
 from manual_backprop.contract import op
 from manual_backprop.errors import InputError
-from manual_backprop.ops.arrays import Spec, is_float, spec, want_axis, want_float
-
-
-class Specs(NamedTuple):
-    of_xs: tuple[Spec, ...]  # each [...]
-
-
-class Nothing(NamedTuple):
-    """dy says all."""
+from manual_backprop.ops.arrays import Nothing, OfXs, Spec, is_float, spec, want_axis, want_float
 
 
 @op
@@ -39,7 +30,7 @@ def concatenate(*, axis: int = -1):
 
     def forward(*xs):
         check_joined("concatenate", xs, axis, but_axis=True)
-        return jnp.concatenate(xs, axis), Specs(tuple(map(spec, xs)))
+        return jnp.concatenate(xs, axis), OfXs(tuple(map(spec, xs)))
 
     def backward(residuals, dy):
         xs = residuals.of_xs
@@ -59,7 +50,7 @@ def stack(*, axis: int = 0):
 
     def forward(*xs):
         check_joined("stack", xs, axis, but_axis=False)
-        return jnp.stack(xs, axis), Specs(tuple(map(spec, xs)))
+        return jnp.stack(xs, axis), OfXs(tuple(map(spec, xs)))
 
     def backward(residuals, dy):
         xs = residuals.of_xs

@@ -11,22 +11,13 @@ Saved: x's shape alone.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from manual_backprop.contract import op
 from manual_backprop.errors import InputError
-from manual_backprop.ops.arrays import Spec, spec, sum_to, want_axes, want_float
-
-
-class Reshaped(NamedTuple):
-    of_x: Spec  # [...]
-
-
-class Nothing(NamedTuple):
-    """dy says all."""
+from manual_backprop.ops.arrays import Nothing, OfX, spec, sum_to, want_axes, want_float
 
 
 @op
@@ -86,7 +77,7 @@ def broadcast_to(*, shape: tuple[int, ...]):
         if extra < 0 or any(m != 1 and n not in (-1, m) for m, n in zip(x.shape, shape[extra:], strict=True)):
             raise InputError(f"broadcast_to: x has shape {x.shape}; wants each axis as in {shape}, or 1")
         kept = (*shape[:extra], *(m if n == -1 else n for m, n in zip(x.shape, shape[extra:], strict=True)))
-        return jnp.broadcast_to(x, kept), Reshaped(spec(x))
+        return jnp.broadcast_to(x, kept), OfX(spec(x))
 
     def backward(residuals, dy):
         dx = sum_to(dy, residuals.of_x.shape)
@@ -107,7 +98,7 @@ def reshaping(op: str, shape: tuple[int, ...], from_axis: int):
                 f"{op}: x has shape {x.shape}; its {entries} entries from axis {from_axis} on do not fit {shape}"
             )
         rest = entries // named if named else 0
-        return x.reshape(*kept, *(rest if n == -1 else n for n in shape)), Reshaped(spec(x))
+        return x.reshape(*kept, *(rest if n == -1 else n for n in shape)), OfX(spec(x))
 
     def backward(residuals, dy):
         return (dy.reshape(residuals.of_x.shape),)

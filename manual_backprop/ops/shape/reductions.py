@@ -8,8 +8,7 @@ Over the axes that are reduced, n entries to a number of y, and dy repeated alon
     yᵢ = Σ_(j≤i) xⱼ:   dxⱼ = Σ_(i≥j) dyᵢ, the running sum from the other end
 
 Where entries tie for the largest, max has a kink, and any split of dy among them is a subgradient; the even one is that
-of `jnp.max` (Clarke 1983, "Optimization and Nonsmooth Analysis", section 2.3). A NaN counts as the largest, and as the
-smallest.
+of `jnp.max` (Clarke 1983, "Optimization and Nonsmooth Analysis", section 2.3). For dy a NaN counts as ∞, for min as -∞.
 Sums: Griewank & Walther 2008, "Evaluating Derivatives", section 3.2.
 Saved: shapes alone; for max and min where the largest are, one byte an entry.
 """
@@ -25,19 +24,11 @@ from jax import lax
 
 from manual_backprop.contract import op
 from manual_backprop.errors import InputError
-from manual_backprop.ops.arrays import Spec, spec, want_axes, want_float, wide, wide_dtype
-
-
-class Reduced(NamedTuple):
-    of_x: Spec  # [...]
+from manual_backprop.ops.arrays import Nothing, OfX, spec, want_axes, want_float, wide, wide_dtype
 
 
 class Chosen(NamedTuple):
     chosen: jax.Array  # [...], bool: which entries are the largest, or the smallest
-
-
-class Nothing(NamedTuple):
-    """A linear map that keeps shape and dtype: dy says all."""
 
 
 @op
@@ -50,7 +41,7 @@ def sum(*, axis: int | tuple[int, ...] | None = None, keepdims: bool = False):
     def forward(x):
         axes = check("sum", x, axis)
         y = jnp.sum(x, axes, dtype=wide_dtype(x.dtype), keepdims=keepdims)
-        return y.astype(x.dtype), Reduced(spec(x))
+        return y.astype(x.dtype), OfX(spec(x))
 
     def backward(residuals, dy):
         return (repeated(dy, residuals.of_x.shape, axis, keepdims),)
@@ -68,7 +59,7 @@ def mean(*, axis: int | tuple[int, ...] | None = None, keepdims: bool = False):
     def forward(x):
         axes = check("mean", x, axis)
         y = jnp.mean(x, axes, dtype=wide_dtype(x.dtype), keepdims=keepdims)
-        return y.astype(x.dtype), Reduced(spec(x))
+        return y.astype(x.dtype), OfX(spec(x))
 
     def backward(residuals, dy):
         shape = residuals.of_x.shape
@@ -85,7 +76,7 @@ def max(*, axis: int | tuple[int, ...] | None = None, keepdims: bool = False):
 
     Saved: where they are, one byte an entry.  (Clarke 1983.)
     """
-    return extreme("max", jnp.max, axis, keepdims)
+    return extreme("max", jnp.max, jnp.inf, axis, keepdims)
 
 
 @op
@@ -94,7 +85,7 @@ def min(*, axis: int | tuple[int, ...] | None = None, keepdims: bool = False):
 
     Saved: where they are, one byte an entry.  (Clarke 1983.)
     """
-    return extreme("min", jnp.min, axis, keepdims)
+    return extreme("min", jnp.min, -jnp.inf, axis, keepdims)
 
 
 @op
@@ -117,13 +108,16 @@ def cumsum(*, axis: int, reverse: bool = False):
     return forward, backward
 
 
-def extreme(op: str, reduce, axis, keepdims: bool):
+def extreme(op: str, reduce, end: float, axis, keepdims: bool):
+    def rank(x):
+        return jnp.where(jnp.isnan(x), end, x)
+
     def forward(x):
         axes = check(op, x, axis)
         if 0 in (x.shape[i] for i in axes):
             raise InputError(f"{op}: x has shape {x.shape}; wants at least one entry along axis {axis}")
         y = reduce(x, axes, keepdims=True)
-        return y if keepdims else lax.squeeze(y, axes), Chosen((x == y) | jnp.isnan(x))
+        return y if keepdims else lax.squeeze(y, axes), Chosen(rank(x) == rank(y))
 
     def backward(residuals, dy):
         (chosen,) = residuals

@@ -1,9 +1,10 @@
-"""What the softmax family shares: exponents of which the largest is 0, so that none overflows, and masks.
+"""What the softmax family shares: exponents of which none is above 0, so that no eᵃ overflows, and masks.
 
     a = (x - m) / T,    m = max x,    Z = Σ eᵃ
 
-m takes nothing from the result. x / T is never formed: it would round at the size of x. A masked entry counts as -∞, so
-its eᵃ is 0. Z is at least 1, for the largest entry alone gives 1; in a row of which no entry takes part it is 0.
+Any m would do: eᵃ / Z does not depend on it. m is a number even where max x is infinite, for ∞ - ∞ is none. x / T is
+not formed: it would round at the size of x. A masked entry counts as -∞, so its eᵃ is 0. Z is at least 1, for the
+largest entry alone gives 1, or 0 in a row of which no entry takes part.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from manual_backprop.contract import op
-from manual_backprop.ops.arrays import want_axes, wide
-from manual_backprop.ops.softmax.shifted import check, exponents, masked_or_not, maximum
+from manual_backprop.ops.arrays import want_axes, wide, wide_dtype
+from manual_backprop.ops.softmax.shifted import check, exponents, masked_or_not, taking_part
 from manual_backprop.options import want_positive
 
 
@@ -40,7 +40,9 @@ def softmax(*, axis: int | tuple[int, ...] | None = -1, temperature: float = 1.0
 
     def forward(x, mask):
         axes = check("softmax", x, mask, axis)
-        e = jnp.exp(exponents(x, mask, maximum(x, mask, axes), temperature))
+        least = jnp.maximum(taking_part(x, mask), jnp.finfo(wide_dtype(x.dtype)).min)  # m > -∞, for ∞ - ∞ is no number
+        m = jnp.max(least, axes, keepdims=True, initial=-jnp.inf)  # not changed after, so that one loop takes m and e
+        e = jnp.exp(exponents(x, mask, m, temperature))
         Z = jnp.sum(e, axes, keepdims=True)
         y = (e / jnp.maximum(Z, 1)).astype(x.dtype)
         return y, Residuals(y)
