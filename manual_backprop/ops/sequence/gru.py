@@ -38,15 +38,15 @@ def gates(a, u, bh) -> tuple:
 
 
 def derivatives(r, z, m, n, h) -> tuple:
-    """∂h′/∂a and ∂h′/∂u."""
+    """∂h′/∂a and ∂h′/∂u, each in its three parts."""
     k = (1 - z) * (1 - n) * (1 + n)
     by_r, by_z = k * m * r * (1 - r), (h - n) * z * (1 - z)
-    return jnp.concatenate([by_r, by_z, k], -1), jnp.concatenate([by_r, by_z, k * r], -1)
+    return (by_r, by_z, k), (by_r, by_z, k * r)
 
 
-def three(dh) -> jax.Array:
-    """dh′ for each of the three parts."""
-    return jnp.concatenate([dh, dh, dh], -1)
+def through(dh, by) -> jax.Array:
+    """da or du, of dh′ and the derivatives by its parts."""
+    return jnp.concatenate([dh * by_part for by_part in by], -1)
 
 
 def n_of(du) -> jax.Array:
@@ -85,7 +85,7 @@ def gru_cell():
     def backward(residuals, dy):
         x, h, wx, wh, of_b, bh, a, u = residuals
         r, z, m, n = gates(wide(a), wide(u), bh)
-        da, du = (three(wide(dy)) * by for by in derivatives(r, z, m, n, h))
+        da, du = (through(wide(dy), by) for by in derivatives(r, z, m, n, h))
         dx, dh = times(da, wx.T).astype(x.dtype), (dy * z + times(du, wh.T)).astype(h.dtype)
         dwx, dwh = outer(x, da).astype(wx.dtype), outer(h, du).astype(wh.dtype)
         return dx, dh, dwx, dwh, total(da).astype(of_b.dtype), total(n_of(du)).astype(bh.dtype)
@@ -137,14 +137,14 @@ def gru(*, axis: int = 0, reverse: bool = False):
         def step(dh, here):
             dy, by_u, z = here
             dh = dh + dy
-            return dh * z + times(three(dh) * by_u, wh.T), dh
+            return dh * z + times(through(dh, by_u), wh.T), dh
 
         def chunk(dh, here):
             x, h, dy = here
             r, z, m, n = gates(times(x, wx) + b, times(h, wh), bh)
             by_a, by_u = derivatives(r, z, m, n, h)
             dh, dhs = lax.scan(step, dh, (dy, by_u, z), reverse=not reverse)
-            da, du = three(dhs) * by_a, three(dhs) * by_u
+            da, du = through(dhs, by_a), through(dhs, by_u)
             dparams = outer(x, da), outer(h, du), total(da), total(n_of(du))
             return dh, dparams, times(da, wx.T).astype(x.dtype)
 
