@@ -125,6 +125,8 @@ def _array(who: str, x) -> jax.Array:
         raise InputError(
             f"{who}: got a {type(x).__name__} of {len(x)}; wants arrays: unpack them with *, or stack them"
         )
+    if x is None:
+        raise InputError(f"{who}: got None; wants an array")
     return x if isinstance(x, jax.Array) else jnp.asarray(x)
 
 

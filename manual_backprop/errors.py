@@ -46,6 +46,6 @@ def want_key(who: str, key: Any) -> None:
     """Raises InputError for what is not one key of `jax.random`."""
     array = isinstance(key, np.ndarray | jax.Array)
     typed = array and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if not array or (key.ndim != 0 if typed else key.dtype != jnp.uint32 or key.ndim != 1):
+    if not array or (key.ndim != 0 if typed else key.dtype != jnp.uint32 or key.shape not in ((2,), (4,))):
         got = f"{key.dtype}{list(key.shape)}" if array else repr(key)
         raise InputError(f"{who}: key is {got}; wants one key, such as jax.random.key(0)")

@@ -187,6 +187,8 @@ MISTAKES = {
         lambda: mb.value_and_grad(CLASSIFIER)(*CLASSIFIER.init(KEY, (X, LABELS)), (X, LABELS), 0),
         "value_and_grad: key is 0; wants one key, such as jax.random.key(0)",
     ),
+    "no key": (lambda: mb.ops.dropout(keep_probability=0.5)(X, None), "dropout: got None; wants an array"),
+    "half a key": (lambda: mb.ops.dropout(keep_probability=0.5)(X, jnp.zeros(3, jnp.uint32)), "dropout: key is uint32[3]; wants one key"),
     "several keys": (lambda: mb.ops.dropout(keep_probability=0.5)(X, jax.random.split(KEY)), "dropout: key is key<fry>[2]; wants one key"),
     "an op that is not made yet": (lambda: mb.ops.relu(X), "relu: binds options, by keyword; apply it to arrays as relu()(…)"),
     "a model without its batch axis": (lambda: Dense(3).init(KEY, jnp.ones(())), "Dense: x has shape (); wants [..., features]"),
