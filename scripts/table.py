@@ -9,10 +9,12 @@ Both sides run in turns in one process.  --write: into tests/ops.md.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import platform
 import statistics
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share one GPU, where there is one
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -49,15 +52,21 @@ class Row(NamedTuple):
         return f"| {self.op} | {self.variants} | {' | '.join(numbers)} |"
 
 
-def measure(name: str, cases: list[Case], rounds: int) -> Row:
-    large = next(case for case in cases if case.large)
-    return Row(
-        name,
-        len(cases),
-        max(map(float64_error, cases)),
-        *(max(precision_ratio(case, dtype) for case in cases) for dtype in ("float32", "bfloat16")),
-        *timed(large, rounds),
-    )
+def cases_of() -> dict[str, list[Case]]:
+    """The rows of each op."""
+    rows: dict[str, list[Case]] = {}
+    for case in (case for family in FAMILIES for case in family.OPS):
+        rows.setdefault(case.unit.name, []).append(case)
+    return rows
+
+
+def errors(name: str) -> tuple[float, float, float]:
+    """Of all rows of an op: the relative error in float64, and the ratios to autodiff's in float32 and bfloat16."""
+    cases = cases_of()[name]
+    ratios = (max(precision_ratio(case, dtype) for case in cases) for dtype in ("float32", "bfloat16"))
+    found = max(map(float64_error, cases)), *ratios
+    jax.clear_caches()
+    return found
 
 
 def precision_ratio(case: Case, dtype: str) -> float:
@@ -98,9 +107,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"into {FILE.relative_to(ROOT)}")
     options = parser.parse_args()
 
-    rows_of: dict[str, list[Case]] = {}
-    for case in (case for family in FAMILIES for case in family.OPS):
-        rows_of.setdefault(case.unit.name, []).append(case)
+    rows_of = cases_of()
     chosen = {name: choose("op", name, rows_of) for name in options.ops or rows_of}
     if options.write and options.ops:
         raise mb.InputError("table: --write is of all ops; leave out --ops")
@@ -118,10 +125,15 @@ def main() -> None:
         f"|{'|'.join(['---'] + ['---:'] * (len(COLUMNS) - 1))}|",
     ]
     print("\n".join(head), flush=True)
+    # Errors on all cores at once; times after that, with nothing beside them.
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        errors_of = dict(zip(chosen, pool.map(errors, chosen), strict=True))
     rows = []
     for name, cases in chosen.items():
-        rows.append(measure(name, cases, 7 if options.quick else 41))
+        large = next(case for case in cases if case.large)
+        rows.append(Row(name, len(cases), *errors_of[name], *timed(large, 7 if options.quick else 41)))
         print(rows[-1].line(), flush=True)
+        jax.clear_caches()
     medians = [statistics.median(values) for values in zip(*(row[5:] for row in rows), strict=True)]
     foot = f"| median | | | | | {' | '.join(f'{value:.2f}' for value in medians)} |"
     print(foot)
