@@ -182,6 +182,7 @@ MISTAKES = {
     "a number for a shape": (lambda: mb.ops.reshape(shape=3), "reshape: shape is 3; wants a tuple (each a whole number)"),
     "a size below -1": (lambda: mb.ops.broadcast_to(shape=(-2, 3)), "broadcast_to: shape is (-2, 3); wants sizes, or -1 to keep one"),
     "a layer's option": (lambda: LayerNorm(eps="1e-5"), "layer_norm: eps is '1e-5'; wants a number"),
+    "a layer's own option": (lambda: mb.layers.BatchNorm(momentum="a"), "BatchNorm: momentum is 'a'; wants a number"),
     "a layer's axis": (lambda: mb.layers.LSTM(3, axis=None), "lstm: axis is None; wants a whole number"),
     "a number for a key": (
         lambda: mb.value_and_grad(CLASSIFIER)(*CLASSIFIER.init(KEY, (X, LABELS)), (X, LABELS), 0),

@@ -11,6 +11,7 @@ from manual_backprop.contract import Op
 from manual_backprop.errors import InputError, want_count
 from manual_backprop.layers.base import OpLayer, ones, vectors, zeros
 from manual_backprop.ops.arrays import wide_dtype
+from manual_backprop.options import want_type
 
 
 def scale_and_bias(layer, key, x, axes: int = 1) -> dict:
@@ -103,9 +104,10 @@ class BatchNorm(OpLayer):
     bias: bool = True
 
     def __post_init__(self):
+        super().__post_init__()
+        want_type("BatchNorm: momentum", self.momentum, float)
         if not 0 <= self.momentum <= 1:
             raise InputError(f"BatchNorm: momentum is {self.momentum!r}; wants a number in 0 … 1")
-        super().__post_init__()
 
     @property
     def op(self) -> Op:
