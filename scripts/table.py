@@ -47,6 +47,12 @@ class Row(NamedTuple):
     time_scanned: float
     memory_scanned: float
 
+    @classmethod
+    def of(cls, line: str) -> Row:
+        """The row that a line of the table says."""
+        op, variants, *numbers = (cell.strip() for cell in line.strip("|").split("|"))
+        return cls(op, int(variants), *map(float, numbers))
+
     def line(self) -> str:
         numbers = (f"{self.float64:.0e}", *(f"{value:.2f}" for value in self[3:]))
         return f"| {self.op} | {self.variants} | {' | '.join(numbers)} |"
@@ -104,14 +110,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--ops", nargs="+", metavar="NAME", help="these alone; default: all")
     parser.add_argument("--quick", action="store_true", help="fewer rounds: a look, not a result")
-    parser.add_argument("--write", action="store_true", help=f"into {FILE.relative_to(ROOT)}")
+    parser.add_argument("--write", action="store_true", help=f"into {FILE.relative_to(ROOT)}, the lines of these ops")
     options = parser.parse_args()
 
     rows_of = cases_of()
     chosen = {name: choose("op", name, rows_of) for name in options.ops or rows_of}
-    if options.write and options.ops:
-        raise mb.InputError("table: --write is of all ops; leave out --ops")
-
     device = jax.devices()[0]
     head = [
         "# Every op, measured",
@@ -124,6 +127,8 @@ def main() -> None:
         f"| {' | '.join(COLUMNS)} |",
         f"|{'|'.join(['---'] + ['---:'] * (len(COLUMNS) - 1))}|",
     ]
+    if options.write and options.ops:
+        written(head)  # that it can be written is told before it is measured
     print("\n".join(head), flush=True)
     # Errors on all cores at once; times after that, with nothing beside them.
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
@@ -134,11 +139,22 @@ def main() -> None:
         rows.append(Row(name, len(cases), *errors_of[name], *timed(large, 7 if options.quick else 41)))
         print(rows[-1].line(), flush=True)
         jax.clear_caches()
+    if options.write and options.ops:
+        fresh = {row.op: row for row in rows}
+        rows = [fresh.get(row.op, row) for row in written(head)]
     medians = [statistics.median(values) for values in zip(*(row[5:] for row in rows), strict=True)]
     foot = f"| median | | | | | {' | '.join(f'{value:.2f}' for value in medians)} |"
     print(foot)
     if options.write:
         FILE.write_text("\n".join([*head, *(row.line() for row in rows), foot]) + "\n")
+
+
+def written(head: list[str]) -> list[Row]:
+    """The rows in the file. Raises InputError for a file of another machine: one table is of one machine."""
+    lines = FILE.read_text().splitlines()
+    if lines[: len(head)] != head:
+        raise mb.InputError(f"table: {FILE.name} is of another machine or version; leave out --ops to measure all anew")
+    return [Row.of(line) for line in lines[len(head) : -1]]
 
 
 if __name__ == "__main__":
