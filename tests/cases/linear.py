@@ -177,7 +177,7 @@ OPS = [
     as_on_an_accelerator(GROUPED),
     as_on_an_accelerator(DEPTHWISE),
     conv_case("conv, depthwise, many taps", (2, 5, 3), (67, 1, 3), groups=3),
-    conv_case("conv, first layer", (3, 7, 5, 1), (3, 2, 1, 7), (7,)),
+    conv_case("conv, first layer", (3, 7, 5, 2), (3, 2, 2, 13), (13,)),
     conv_case("conv, cropped", (5, 7, 3), (2, 3, 5), padding=((-1, 2),)),
     conv_case("conv, three axes", (2, 3, 5, 2, 3), (2, 3, 1, 3, 2), strides=(1, 2, 1)),
     Case(
