@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several workers share one GPU, where there is one
@@ -14,6 +15,9 @@ jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / "
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job, as CI may be; children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 finished = itertools.count(1)
 
