@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ import numpy as np
 
 import manual_backprop as mb
 from manual_backprop.errors import InputError, choose
-from manual_backprop.testing import check_vjp
+from manual_backprop.testing import EFFORTS, as_pair, check_vjp, mutation_score
 
 DTYPES = {
     "f64": "float64",
@@ -41,6 +42,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check.add_argument("--reference", metavar="MODULE:NAME", help="a JAX function; default: the candidate's own primal")
     check.add_argument("--shapes", required=True, help="of the arguments, such as 'f32[64,32],f32[32],i32[64]'")
     check.add_argument("--seed", type=int, default=0, help="of the arguments and of the cotangent")
+    check.add_argument("--effort", choices=EFFORTS, default="normal", help="how much is tried (default: normal)")
+    check.add_argument("--order", type=int, default=2, help="the highest derivative claimed (default: 2)")
+    check.add_argument("--argnums", help="the arguments to judge, such as 0,2; default: all floating ones")
+    check.add_argument(
+        "--surrogate", action="store_true", help="the gradient is on purpose not the slope of the values"
+    )
+    check.add_argument("--nonlinear-cotangent", action="store_true", help="backward is on purpose not linear in dy")
+    check.add_argument("--json", metavar="FILE", help="write the report as JSON too")
+    check.add_argument("--picture", metavar="FILE", help="draw where a leaf is wrong, as a PNG")
+    mutate = commands.add_parser("mutate", help="plant mistakes in a backward pass; count those that a test sees")
+    mutate.add_argument("candidate", metavar="MODULE:NAME", help="an op, a jax.custom_vjp, or any function")
+    mutate.add_argument(
+        "--test", metavar="MODULE:NAME", help="a function of the candidate, which raises or returns False"
+    )
+    mutate.add_argument("--reference", metavar="MODULE:NAME", help="without --test: score check_vjp against it")
+    mutate.add_argument("--shapes", help="of the arguments, where the test does not call the candidate on arrays")
+    mutate.add_argument("--most", type=int, help="at most so many mutants")
+    mutate.add_argument("--seed", type=int, default=0, help="of the arguments and of the choice of mutants")
+    mutate.set_defaults(run=run_mutate)
     ops = commands.add_parser("ops", help="list the ops, with their options; or print the derivation of some")
     ops.add_argument("name", nargs="*", help="an op, such as layer_norm")
     ops.set_defaults(run=lambda options: derivations(options.name) if options.name else list_ops())
@@ -63,12 +83,62 @@ def run_check(options) -> int:
         raise InputError(f"--seed {options.seed} is out of range; wants at least 0")
     reference = named(options.reference) if options.reference else None
     args = random_arguments(options.shapes, options.seed)
-    report = check_vjp(named(options.candidate), reference, *args, seed=options.seed)
+    report = check_vjp(
+        named(options.candidate),
+        reference,
+        *args,
+        argnums=places(options.argnums),
+        order=options.order,
+        surrogate=options.surrogate,
+        nonlinear_cotangent=options.nonlinear_cotangent,
+        effort=options.effort,
+        seed=options.seed,
+    )
     for finding in report.failures:
-        if finding.leaf == "reference":
+        if finding.leaf == "reference" and finding.property == "runs":
             raise InputError(f"the reference {report.reference} {finding.detail}")
     print(report)
+    if options.json:
+        write(options.json, report.to_json())
+    if options.picture and report.errors:
+        report.heat_map(options.picture)
     return 0 if report else 1
+
+
+def places(argnums: str | None) -> tuple[int, ...] | None:
+    """(0, 2) for '0,2'."""
+    if argnums is None:
+        return None
+    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", argnums):
+        raise InputError(f"--argnums {argnums!r} is not understood; wants, say, 0,2")
+    return tuple(int(n) for n in argnums.split(","))
+
+
+def write(file: str, text: str) -> None:
+    try:
+        Path(file).write_text(text + "\n")
+    except OSError as error:
+        raise InputError(f"{file} cannot be written: {error.strerror}") from None
+
+
+def run_mutate(options) -> int:
+    """Exits 0 when every mutant is caught, 1 when some survive."""
+    if options.seed < 0:
+        raise InputError(f"--seed {options.seed} is out of range; wants at least 0")
+    if options.most is not None and options.most < 1:
+        raise InputError(f"--most {options.most} is out of range; wants at least 1")
+    candidate = named(options.candidate)
+    args = random_arguments(options.shapes, options.seed) if options.shapes else ()
+    if options.test:
+        test = named(options.test)
+    elif args:
+        reference = named(options.reference) if options.reference else as_pair(candidate).primal
+        test = lambda mutant: check_vjp(mutant, reference, *args, effort="quick", seed=options.seed)
+    else:
+        raise InputError("mutate: got neither --test nor --shapes; wants a test, or shapes for check_vjp")
+    score = mutation_score(test, candidate, *args, most=options.most, seed=options.seed)
+    print(score)
+    return 1 if score.survivors else 0
 
 
 def constructors() -> dict:

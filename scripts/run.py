@@ -62,6 +62,7 @@ def jobs():
         **experiments,
         "benchmark": [str(ROOT / "scripts" / "benchmark.py")],
         "table": [str(ROOT / "scripts" / "table.py")],
+        "judges": [str(ROOT / "scripts" / "judges.py")],
         "test": pytest,
         "nightly": [*pytest, "-m", ""],  # the slow tests too
     }

@@ -114,14 +114,19 @@ def test_the_same_backward_without_the_mistake_passes():
 def test_every_leaf_is_listed_with_shape_dtype_error_and_allowance():
     case = CASES["layer_norm"]
     report = check_vjp(case.unit, case.reference, *case.args(), seed=3)
-    assert {finding.leaf for finding in report.findings} == {"y", "dx", "dscale", "dbias"}
-    assert {finding.property for finding in report.findings} == {
-        "primal in float32", "gradient in float32", "jit = eager, float32", "primal in float64", "gradient in float64",
+    leaves = [finding for finding in report.findings if finding.leaf != "cotangents"]
+    assert {finding.leaf for finding in leaves} == {"y", "dx", "dscale", "dbias"}
+    assert {finding.property for finding in leaves} == {
+        "primal in float32", "gradient in float32", "jit = eager", "primal in float64", "gradient in float64",
     }  # fmt: skip
-    for line in str(report).splitlines()[1:]:
+    assert {finding.property for finding in report.findings if finding.leaf == "cotangents"} == {
+        "other arguments", "linear in the cotangent", "deterministic", "adjoint identity", "pure", "vmap", "scan",
+        "sharded", "leaked tracer", "derivative of order 2",
+    }  # fmt: skip
+    for finding in leaves:
         assert re.fullmatch(
-            r"  ok   \w+ +[\w =,]+ float\d\d\[.*\]  error \S+, allowed \S+; worst at \[.*\]: got \S+, expected \S+",
-            line,
+            r"ok   \w+ +[\w =,]+ float\d\d\[.*\]  error \S+, allowed \S+; worst at \[.*\]: got \S+, expected \S+",
+            str(finding),
         )
     assert "seed=3" in str(report)
 
@@ -161,9 +166,9 @@ def test_an_error_of_1e_4_in_float32_does_not_hide_in_a_kernel_that_has_no_float
 
     args = CASES["tanh"].args()
     report = check_vjp((forward, backward), jnp.tanh, *args)
-    assert [(finding.leaf, finding.property) for finding in report.failures] == [("dx", "gradient in float32")]
+    assert {(finding.leaf, finding.property) for finding in report.failures} == {("dx", "gradient in float32")}
     right = check_vjp((forward, lambda r, dy: mb.ops.tanh().backward(r, dy)), jnp.tanh, *args)
-    assert right and "not judged" in str(right)
+    assert right and "judged in its own precision alone" in str(right)
     cast_up = forward, lambda r, dy: (mb.ops.tanh().backward(r, dy)[0].astype(dy.dtype),)
     assert check_vjp(cast_up, jnp.tanh, *args)
 
@@ -182,8 +187,9 @@ def test_one_leaf_that_is_rounded_does_not_hide_another():
 
     case = CASES["dense"]
     report = check_vjp((mb.ops.dense().forward, backward), case.reference, *case.args())
-    assert [(finding.leaf, finding.property) for finding in report.failures] == [("dx", "gradient in float64")]
-    assert "db" in str(report) and "answers in float32" in str(report)
+    assert {(finding.leaf, finding.property) for finding in report.failures} == {("dx", "gradient in float64")}
+    blind = [finding for finding in report.findings if finding.property == "float64"]
+    assert [finding.leaf for finding in blind] == ["db"] and "answers in float32" in blind[0].detail
 
 
 def test_candidates_of_every_kind():
@@ -207,7 +213,8 @@ def test_pytrees_integers_and_zero_size():
     p = {"table": jnp.arange(15.0).reshape(5, 3), "scale": jnp.array(2.0)}
     report = check_vjp(function, function, p, jnp.array([1, 1, 4]), jnp.zeros((0, 2)))
     assert report, str(report)
-    assert {finding.leaf for finding in report.findings} == {"y", "dp['table']", "dp['scale']", "dempty"}
+    leaves = {finding.leaf for finding in report.findings} - {"cotangents"}
+    assert leaves == {"y[0]", "y[1]", "dp['table']", "dp['scale']", "dempty"}
 
 
 def test_complex_arguments():
@@ -252,7 +259,7 @@ def test_values_that_differ_under_jit_are_caught():
         return (2 * x * dy * (1.0 if isinstance(x, jax.core.Tracer) else 1.1),)
 
     report = check_vjp((square, backward), jnp.square, *CASES["tanh"].args())
-    assert "jit = eager, float32" in {finding.property for finding in report.failures}
+    assert "jit = eager" in {finding.property for finding in report.failures}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy as np
 
 from manual_backprop.combinators import Objective, Serial
 from manual_backprop.contract import Layer
-from manual_backprop.testing.truth import is_inexact
+from manual_backprop.testing.leaves import is_inexact
 
 
 def first_nonfinite(objective: Objective, params: Any, state: Any, batch: tuple, key=None) -> str | None:

@@ -4,19 +4,26 @@
 """
 
 from manual_backprop.testing.difference import gradient_difference
+from manual_backprop.testing.examination import EFFORTS
+from manual_backprop.testing.mutants import Mutation
+from manual_backprop.testing.mutation import Score, mutation_score
 from manual_backprop.testing.oracle import assert_vjp_matches, check_vjp
 from manual_backprop.testing.pair import Pair, as_pair
 from manual_backprop.testing.report import Finding, Report
 from manual_backprop.testing.timing import Program, compare
 
 __all__ = [
+    "EFFORTS",
     "Finding",
+    "Mutation",
     "Pair",
     "Program",
     "Report",
+    "Score",
     "as_pair",
     "assert_vjp_matches",
     "check_vjp",
     "compare",
     "gradient_difference",
+    "mutation_score",
 ]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from manual_backprop.contract import Layer, value_and_grad
-from manual_backprop.testing.truth import to_float64
+from manual_backprop.testing.leaves import to_float64
 
 
 def gradient_difference(objective: Layer, reference: Callable, params: Any, state: Any, batch: Any) -> float:

@@ -23,8 +23,11 @@ class Pair(NamedTuple):
 
     def names(self, count: int) -> tuple[str, ...]:
         """Of the first `count` arguments."""
-        known = len(self.arguments) >= count
+        known = len(self.arguments) >= count and not any(name.startswith("*") for name in self.arguments)
         return self.arguments[:count] if known else tuple(f"arg{i}" for i in range(count))
+
+    def primal(self, *args):
+        return self.forward(*args)[0]
 
 
 def as_pair(candidate: Any) -> Pair:
