@@ -63,6 +63,7 @@ def jobs():
         "benchmark": [str(ROOT / "scripts" / "benchmark.py")],
         "table": [str(ROOT / "scripts" / "table.py")],
         "judges": [str(ROOT / "scripts" / "judges.py")],
+        "mutants": [str(ROOT / "scripts" / "mutants.py")],
         "test": pytest,
         "nightly": [*pytest, "-m", ""],  # the slow tests too
     }

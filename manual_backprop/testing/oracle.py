@@ -59,7 +59,7 @@ def check_vjp(
     function, name = _reference(reference, pair)
     options = Options(args, _argnums(argnums, len(args)), order, sample, surrogate, nonlinear_cotangent, effort, seed)
     with jax.default_matmul_precision("highest"), np.errstate(all="ignore"):
-        on = subject(pair, function, args, options.argnums)
+        on = subject(pair, function, args, options.argnums)._replace(is_slope=not surrogate)
         if not any(on.wanted):
             raise InputError("check_vjp: no argument is of a floating dtype; there is no gradient to judge")
         found = list(examined(on, options, effort_))

@@ -16,7 +16,10 @@ from manual_backprop.testing.truth import Leaves, autodiff, expected_in_float64,
 
 
 class Subject(NamedTuple):
-    """wanted: for each leaf of the arguments, whether its cotangent is judged; names: what that is called."""
+    """wanted: for each leaf of the arguments, whether its cotangent is judged; names: what that is called.
+
+    is_slope: whether the wanted gradient is the slope of the reference's values, as it is unless it is a surrogate.
+    """
 
     pair: Pair
     reference: Callable
@@ -26,6 +29,7 @@ class Subject(NamedTuple):
     run: Callable  # (args, dy) -> (y, dargs), eager
     jitted: Callable  # the same, compiled
     vjp: Callable[..., Leaves]  # the same of the reference, by autodiff, compiled
+    is_slope: bool = True
 
 
 def subject(pair: Pair, reference: Callable, args: tuple, argnums: tuple[int, ...] | None) -> Subject:
@@ -111,7 +115,7 @@ def softened(on: Subject, args, dy, precision: Precision, expect: Leaves) -> Lea
         apart = scatter(on.reference, on.wanted, *precision((args, dy)))
 
     def more(e, deviation):
-        return e if e is None or deviation is None else e._replace(allowed=e.allowed + 8 * deviation)
+        return e if e is None or deviation is None else e._replace(allowed=e.allowed + 16 * deviation)
 
     return Leaves(*([*map(more, side, other)] for side, other in zip(expect, apart, strict=True)))
 

@@ -342,7 +342,7 @@ def safe_divergence(log_prediction, target):
     return jnp.sum(jnp.where(target == 0, 0, t * (jnp.log(t) - log_prediction)), -1)
 
 
-LARGE = np.array([[1e4, -1e4, 0.0], [-1e4, -1e4, -1e4], [1e-30, 0, 1e4], [3.0, 3.0, 3.0]])
+LARGE = np.array([[1e4, -1e4, 0.0], [-1e4, -1e4, -1e4], [1e4, 0, 1e-30], [3.0, 3.0, 3.0]])
 CLASSES = np.array([0, 1, 2, 2], np.int32)
 UNLIKELY = np.array([1, 0, 0, 1], np.int32)
 SIGNS = np.array([[1.0, 0, 1], [0, 1, 0.5], [0, 1, 1], [1, 1, 0]])

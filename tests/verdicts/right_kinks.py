@@ -197,7 +197,7 @@ KINKS = [
     ),
     Right(
         "abs, slope -1 at zero",
-        elementwise(jnp.abs, lambda x: where(x > 0, 1, -1, x)),
+        rule(*elementwise(jnp.abs, lambda x: where(x > 0, 1, -1, x))),
         jnp.abs,
         lambda: (steps(3, 4, 9),),
         why_hard="another convention than the reference's",
@@ -324,7 +324,7 @@ KINKS = [
     ),
     Right(
         "sum of absolute differences of equals",
-        (lambda a, b: (jnp.abs(a - b).sum(-1), a > b), lambda s, dy: (g := (2 * s - 1) * dy[:, None], -g)),
+        rule(lambda a, b: (jnp.abs(a - b).sum(-1), a > b), lambda s, dy: (g := (2 * s - 1) * dy[:, None], -g)),
         jax.vmap(lambda a, b: jnp.abs(a - b).sum()),
         lambda: (steps(27, 4, 6, high=1), steps(28, 4, 6, high=1)),
         why_hard="slope -1 at zero, out of a bool",

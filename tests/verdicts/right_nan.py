@@ -237,7 +237,7 @@ NAN = [
         "x^2 log x with zeros",
         (square_log_forward, square_log_backward),
         lambda x: jnp.where(x > 0, x * x * jnp.log(x), 0),
-        **drawn(lambda seed: (uniform(seed, 3, 6).at[:, seed].set(0),)),
+        **drawn(lambda seed: (uniform(seed, 3, 6).at[:, seed % 6].set(0),)),
         why_hard="the true slope at zero is zero; the reference's is nan",
     ),
     Right(
@@ -272,13 +272,6 @@ NAN = [
         why_hard="inf / inf in the reference's gradient",
     ),
     Right(
-        "masked softmax, rows without a key are 0",
-        (masked_softmax_forward, masked_softmax_backward),
-        masked_softmax,
-        **drawn(masked_rows),
-        why_hard="the reference is nan on the empty row",
-    ),
-    Right(
         "masked attention, queries without a key are 0",
         rule(attention_forward, attention_backward),
         lambda q, k, v, mask: jnp.where(mask.any(-1, keepdims=True), attention(q, k, v, mask), 0),
@@ -293,6 +286,20 @@ NAN = [
         lambda x: x.std(-1),
         **drawn(lambda seed: (normal(seed, 4, 8).at[seed % 4].set(2.0),)),
         why_hard="the reference is nan on the constant row",
+    ),
+    Right(
+        "product by its logarithms in the reference",
+        (lambda x: (x[..., 0] * x[..., 1], x), lambda x, dy: (col(dy) * x[..., ::-1],)),
+        lambda x: jnp.exp(jnp.log(x).sum(-1)),
+        **drawn(lambda seed: (uniform(seed, 5, 2).at[seed % 5, 0].set(0),)),
+        why_hard="0 * inf in the reference",
+    ),
+    Right(
+        "masked softmax, rows without a key are 0",
+        (masked_softmax_forward, masked_softmax_backward),
+        masked_softmax,
+        **drawn(masked_rows),
+        why_hard="the reference is nan on the empty row",
     ),
     Right(
         "rotation by no angle",
@@ -310,12 +317,5 @@ NAN = [
         lambda x: jnp.log(jnp.exp(x).sum(-1)),
         **drawn(lambda seed: (normal(seed, 4, 6).at[1, 2].set(-jnp.inf).at[2].set(-jnp.inf),)),
         why_hard="arguments of minus infinity; the reference is nan on the empty row",
-    ),
-    Right(
-        "product by its logarithms in the reference",
-        (lambda x: (x[..., 0] * x[..., 1], x), lambda x, dy: (col(dy) * x[..., ::-1],)),
-        lambda x: jnp.exp(jnp.log(x).sum(-1)),
-        **drawn(lambda seed: (uniform(seed, 5, 2).at[seed % 5, 0].set(0),)),
-        why_hard="0 * inf in the reference",
     ),
 ]
