@@ -1,5 +1,6 @@
 """The console command `manual-backprop`."""
 
+import json
 import os
 import re
 import subprocess
@@ -23,6 +24,7 @@ wrong.defvjp(forward, lambda r, dy: (backward(r, dy)[0], 2 * backward(r, dy)[1])
 def reference(x, w): return jnp.tanh(x @ w)
 def pick(x, i): return x[i]
 op = mb.ops.gelu()
+def careless(f): return f(jnp.ones((7, 5)), jnp.ones((5, 3))).shape == (7, 3)
 """
 
 
@@ -146,3 +148,48 @@ def test_ops_prints_the_derivation_of_one(capsys):
 def test_version(capsys):
     code, out, _ = run(["--version"], capsys)
     assert code == 0 and out.startswith(f"manual_backprop {mb.__version__}, jax ")
+
+
+def test_check_takes_the_options_of_check_vjp(tmp_path, capsys):
+    wrong = ["check", "kernels_of_a_user:wrong", "--reference", "kernels_of_a_user:reference", "--shapes"]
+    wrong += ["f32[7,5], f32[5,3]", "--effort", "quick", "--order", "1"]
+    code, out, _ = run([*wrong, "--json", "report.json", "--picture", "errors.png"], capsys)
+    assert code == 1 and "diagnosis: constant factor 2: dw" in out
+    assert json.loads((tmp_path / "report.json").read_text())["ok"] is False
+    assert (tmp_path / "errors.png").stat().st_size > 10_000
+    code, out, _ = run([*wrong, "--argnums", "0"], capsys)
+    assert code == 0 and "dw" not in out
+
+
+def test_mutate_scores_a_test(capsys):
+    mutate = ["mutate", "kernels_of_a_user:right", "--reference", "kernels_of_a_user:reference", "--most", "4"]
+    code, out, _ = run([*mutate, "--shapes", "f32[7,5],f32[5,3]"], capsys)
+    assert code == 0 and "your test catches" in out
+    code, out, _ = run(
+        ["mutate", "kernels_of_a_user:right", "--test", "kernels_of_a_user:careless", "--most", "4"], capsys
+    )
+    assert code == 1 and "your test catches 0 of" in out and "survivors" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mutate", "kernels_of_a_user:right"], "neither --test nor --shapes"),
+        (["mutate", "kernels_of_a_user:right", "--most", "0", "--shapes", "f32[2]"], "--most 0 is out of range"),
+        (
+            ["mutate", "kernels_of_a_user:right", "--test", "kernels_of_a_user:reference"],
+            "mutation_score: the test fails",
+        ),
+        (["check", "kernels_of_a_user:op", "--shapes", "f32[2]", "--argnums", "x"], "--argnums 'x' is not understood"),
+        (["check", "kernels_of_a_user:op", "--shapes", "f32[2]", "--argnums", "3"], "argnums has 3; wants places of"),
+        (["check", "kernels_of_a_user:op", "--shapes", "f32[2]", "--order", "0"], "order is 0; wants a whole number"),
+        (
+            ["check", "kernels_of_a_user:op", "--shapes", "f32[2]", "--json", "no/such/file"],
+            "no/such/file cannot be written",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_a_mistake_on_the_line_is_one_line(arguments, message, capsys):
+    code, _, err = run(arguments, capsys)
+    assert code == 2 and message in err and err.startswith("error: ") and err.count("\n") == 1

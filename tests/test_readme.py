@@ -1,6 +1,7 @@
 """Every command and every snippet of the READMEs is run."""
 
 import importlib
+import linecache
 import os
 import re
 import shlex
@@ -62,18 +63,19 @@ def test_command(command, tmp_path):
 
 @pytest.mark.parametrize("snippet", blocks("python"), ids=lambda snippet: snippet.splitlines()[-1][:40])
 def test_snippet(snippet, capsys):
-    exec(compile(snippet, "README.md", "exec"), {})  # the README's own text, from this checkout
-    if "FAIL" in snippet:
-        shown = capsys.readouterr().out
-        for fact in re.search(r"# (FAIL.*)$", snippet, re.MULTILINE)[1].split("…"):
-            for part in fact.strip().split(":"):
-                assert part.strip() in shown, part
+    linecache.cache["snippet"] = len(snippet), None, snippet.splitlines(keepends=True), "snippet"
+    exec(compile(snippet, "snippet", "exec"), {})  # the README's own text, from this checkout
+    shown = capsys.readouterr().out
+    for comment in re.findall(r"^print\(.*\)  # ((?:FAIL|treated).*)$", snippet, re.MULTILINE):
+        for part in re.split("[…:]", comment):
+            assert part.strip(" ()") in shown, part
 
 
 def test_links_lead_somewhere():
     for name, text in TEXTS.items():
+        headings = {f"#{title.lower().replace(' ', '-')}" for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
         for target in re.findall(r"\]\(([^)]+)\)", text):
-            assert (ROOT / name).parent.joinpath(target).exists(), target
+            assert target in headings or (ROOT / name).parent.joinpath(target).exists(), target
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda module: module.__name__)

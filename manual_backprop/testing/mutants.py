@@ -44,7 +44,7 @@ def mutations(pair: Pair, args) -> Iterator[Mutation]:
     def note(place, equation, value):
         if place not in seen:
             seen[place] = equation
-            found.extend(_of_operand(place, equation, value))
+            found.extend(_of_operand(closed, place, equation, value))
         return value
 
     evaluate(closed, leaves, note)
@@ -65,9 +65,9 @@ def _is_array(leaf) -> bool:
     return hasattr(leaf, "dtype")
 
 
-def _of_operand(place: Place, equation, value) -> Iterator[Mutation]:
+def _of_operand(closed, place: Place, equation, value) -> Iterator[Mutation]:
     """The edits of one operand, and, at the last of them, of its equation."""
-    name, text, atom = equation.primitive.name, said(equation), equation.invars[place.operand]
+    name, text, atom = equation.primitive.name, said(equation, closed), equation.invars[place.operand]
     make = lambda kind, amount=0.0: Mutation(kind, place.path, place.operand, amount, name, text)
     if not is_float(atom) or name in (*CALLS, "scan", "cond", "while"):
         return

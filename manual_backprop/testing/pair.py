@@ -21,10 +21,12 @@ class Pair(NamedTuple):
     arguments: tuple[str, ...]  # the names of the arguments, in order; empty where they are not known
     constants: tuple[int, ...] = ()  # the places of arguments without a cotangent, whatever their dtype
 
-    def names(self, count: int) -> tuple[str, ...]:
-        """Of the first `count` arguments."""
-        known = len(self.arguments) >= count and not any(name.startswith("*") for name in self.arguments)
-        return self.arguments[:count] if known else tuple(f"arg{i}" for i in range(count))
+    def names(self, count: int, reference: Callable | None = None) -> tuple[str, ...]:
+        """Of the first `count` arguments: as the candidate calls them, or else the reference."""
+        for names in (self.arguments, () if reference is None else _arguments(reference)):
+            if len(names) >= count and not any(name.startswith("*") for name in names):
+                return names[:count]
+        return tuple(f"arg{i}" for i in range(count))
 
     def primal(self, *args):
         return self.forward(*args)[0]

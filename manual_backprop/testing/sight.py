@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from manual_backprop.testing import judge, laws
-from manual_backprop.testing.jaxprs import Rounding, roundings, said
+from manual_backprop.testing.jaxprs import Rounding, roundings
 from manual_backprop.testing.leaves import largest, to_numpy, ulp
 from manual_backprop.testing.report import Finding
 from manual_backprop.testing.subject import (
@@ -110,7 +110,7 @@ def _excuse(value, rounding, finding: Finding, precision: Precision) -> str | No
     size = largest([np.asarray(finding.expected), to_numpy(value)])
     least = 0.0 if rounding is None else np.inf if rounding.eps > ulp("float32") else 64 * rounding.eps * size
     if finding.error <= least:
-        return f"it rounds to {rounding.dtype} inside, in {said(rounding.equation)}"
+        return f"it rounds inside, to {rounding}"
     if precision is FLOAT64 and judge.is_rounded(value) and finding.error <= 1e-3 * size:
         return "its values are rounded to a lower precision"
     return None

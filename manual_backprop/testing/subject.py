@@ -33,7 +33,7 @@ class Subject(NamedTuple):
 
 
 def subject(pair: Pair, reference: Callable, args: tuple, argnums: tuple[int, ...] | None) -> Subject:
-    argument_names = pair.names(len(args))
+    argument_names = pair.names(len(args), reference)
     names, wanted = [], []
     for i, (name, arg) in enumerate(zip(argument_names, args, strict=True)):
         chosen = i not in pair.constants if argnums is None else i in argnums

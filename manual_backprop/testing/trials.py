@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import checkify
 
 from manual_backprop.errors import InputError
 from manual_backprop.testing.leaves import array, is_inexact, largest
@@ -62,6 +63,9 @@ def _one_hot(leaf, at: int):
     if 0 <= at < leaf.size:
         flat[at] = 1
     return jnp.asarray(flat.reshape(leaf.shape), leaf.dtype)
+
+
+LAST_INDEX = "with the last index at places"
 
 
 # ── arguments ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -120,6 +124,10 @@ def regimes(rng, args: tuple, samples: list[tuple], names: list[str], effort: st
         yield "with other indices", each(lambda x: rng.integers(x.min(), x.max() + 1, x.shape), "index")
         yield "with the largest index alone", each(lambda x: np.full_like(x, x.max()), "index")
         yield "with the smallest index alone", each(lambda x: np.full_like(x, x.min()), "index")
+        sizes = sorted({n for leaf in flat if is_inexact(leaf) for n in leaf.shape})
+        top = max(int(np.max(leaf)) for leaf, kind in zip(flat, kinds, strict=True) if kind == "index")
+        if last := next((n - 1 for n in sizes if n - 1 > top), None):  # no axis that is indexed is shorter
+            yield LAST_INDEX, each(lambda x: np.where((x >= 0) & (rng.random(x.shape) < 0.5), last, x), "index")
     if "mask" in kinds:
         yield "with other masks", each(lambda x: rng.permutation(x.ravel()).reshape(x.shape), "mask")
         yield "with masks of ones", each(lambda x: np.ones_like(x), "mask")
@@ -136,6 +144,15 @@ def _alike(flat, kinds, real) -> tuple[int, int] | None:
             if a.shape == b.shape and a.dtype == b.dtype:
                 return i, j
     return None
+
+
+def in_bounds(reference: Callable, args: tuple) -> bool:
+    """Whether the reference, on these arguments, indexes what is there."""
+    try:
+        error, _ = checkify.checkify(reference, errors=checkify.index_checks)(*args)
+        return error.get() is None
+    except Exception:  # what it does not know
+        return False
 
 
 def of_one(args: tuple, y) -> tuple | None:

@@ -21,7 +21,6 @@ from manual_backprop.testing.diagnosis.scene import Scene, scene
 from manual_backprop.testing.diagnosis.words import words
 from manual_backprop.testing.examination import Options, tried
 from manual_backprop.testing.jaxprs import narrowest
-from manual_backprop.testing.jaxprs import said as place
 from manual_backprop.testing.leaves import draw, to_numpy
 from manual_backprop.testing.report import Errors, Explanation, Finding
 from manual_backprop.testing.shrink import call, said, shrunk
@@ -49,9 +48,9 @@ def explained(
     sharp = any("float64" in finding.property for finding in mine) and not shapes
     precision = FLOAT64 if sharp else own_precision(options.args, on.wanted)
     with jax.default_matmul_precision("highest"), np.errstate(all="ignore"):
-        found = (*_rounded(on, trial, precision), *formulas(on, trial, precision, options.seed))
+        found = (*formulas(on, trial, precision, options.seed), *_rounded(on, trial, precision))
         where = "" if trial.where == "as given" else f"right as given, wrong on arguments {trial.where}: "
-        texts += [f"{where}{text}" for text in found]
+        texts = [*(f"{where}{text}" for text in found), *texts]
         if shapes:
             return Explanation(tuple(dict.fromkeys(texts)), "", again)
         leaves = {finding.leaf for finding in mine}
@@ -86,8 +85,7 @@ def _rounded(on: Subject, trial: Trial, precision: Precision) -> Iterator[str]:
     except Exception:
         return
     if found is not None:
-        at = place(found.equation)
-        yield f"precision: the candidate rounds to {found.dtype} inside, in {at} (a fact; it may be the cause)"
+        yield f"precision: the candidate rounds inside, to {found} (a fact; it may be the cause)"
 
 
 def formulas(on: Subject, trial, precision: Precision, seed: int) -> tuple[str, ...]:

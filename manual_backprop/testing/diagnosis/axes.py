@@ -20,12 +20,19 @@ def moved(scene: Scene, i: int, got, truth) -> Iterator[str]:
     for order in itertools.permutations(range(truth.ndim)) if truth.ndim <= 4 else ():
         if order != tuple(range(truth.ndim)) and scene.matches(i, truth.transpose(order)):
             yield f"transposed: {name} is the right one with its axes in the order {list(order)}"
-    for axis in range(truth.ndim):
-        if scene.matches(i, np.flip(truth, axis)):
-            yield f"reversed: {name} is the right one backwards along axis {axis}"
-        for step in (1, -1, 2, -2):
+    for over in (over for n in (1, 2) for over in itertools.combinations(range(truth.ndim), n)):
+        if scene.matches(i, np.flip(truth, over)):
+            yield f"reversed: {name} is the right one backwards along axis {' and '.join(map(str, over))}"
+    for axis, n in enumerate(truth.shape):
+        for step in sorted({*range(1, min(n, MOST)), -1, -2} if n > 1 else (), key=abs):
             if any(scene.matches(i, other) for other in _shifted(truth, step, axis)):
-                yield f"shifted (off by one): {name} is the right one moved by {step} along axis {axis}"
+                off = "off by one" if abs(step) == 1 else "by the wrong number"
+                yield f"shifted ({off}): {name} is the right one moved by {step} along axis {axis}"
+                break
+    if truth.ndim >= 2 and truth.shape[-1] == truth.shape[-2] > 1:
+        turned = np.swapaxes(got, -1, -2)
+        if any(scene.matches(i, (got + turned) * c, truth) for c in (0.5, 1)):
+            yield f"not symmetrised: {name} and its transpose together are right"
 
 
 def _shifted(x, step: int, axis: int) -> Iterator[np.ndarray]:
@@ -49,8 +56,14 @@ def moved_cotangent(scene: Scene, i: int, got, truth) -> Iterator[str]:
         if d.ndim == 2 and d.shape[0] == d.shape[1] and fits(d.T):
             yield f"transposed: dy is taken transposed in {scene.name(i)}"
         for axis in range(d.ndim):
-            if d.shape[axis] > 1 and fits(np.flip(d, axis)):
+            if d.shape[axis] < 2:
+                continue
+            back = np.flip(d, axis)
+            if fits(back):
                 yield f"reversed: dy is taken backwards along axis {axis} in {scene.name(i)}"
+            forth = scene.truth((*scene.dy[:k], back, *scene.dy[k + 1 :]))[i]
+            if forth.ndim == d.ndim and scene.matches(i, np.flip(forth, axis)):
+                yield f"not reversed: {scene.name(i)} runs along axis {axis} in the order of forward, not backwards"
             if any(fits(other) for step in (1, -1) for other in _shifted(d, step, axis)):
                 yield f"shifted (off by one): dy is taken one step away along axis {axis} in {scene.name(i)}"
 

@@ -43,7 +43,7 @@ def named(c, scene: Scene) -> str:
         return f"{shown} (the sign is flipped)"
     names = list(_sizes(size, tolerance, scene))
     names += [name for name, value in CONSTANTS.items() if abs(size - value) <= tolerance]
-    for p in (k / 20 for k in range(1, 20)):
+    for p in (k / 20 for k in range(1, 20) if k != 10):
         names += [f"1/(1 - {p:g})"] * (abs(size - 1 / (1 - p)) <= tolerance)
         names += [f"1 - {p:g}"] * (abs(size - (1 - p)) <= tolerance)
     simple = Fraction(size).limit_denominator(64)

@@ -123,7 +123,7 @@ def _program(scene: Scene) -> tuple[list[Gate], Callable] | None:
     index: dict = {}
     for place, _, _ in operands:
         index.setdefault(place, len(index))
-    gates = _gates(operands, index)
+    gates = _gates(closed, operands, index)
     if not gates or len(gates) * sum(leaf.size for leaf in flat) > MOST or len(gates) > 600:
         return None
     wanted = [i for i, e in enumerate(scene.expect) if e is not None and scene.got[i] is not None]
@@ -149,7 +149,7 @@ def _program(scene: Scene) -> tuple[list[Gate], Callable] | None:
     return gates, lambda dy: [to_numpy(leaf) for leaf in run(jnp.asarray(rows), [jnp.asarray(d) for d in dy])]
 
 
-def _gates(operands, index) -> list[Gate]:
+def _gates(closed, operands, index) -> list[Gate]:
     """One gate an operand, and one for all the uses of a value that has several."""
     uses: dict = {}
     made: dict = {}
@@ -162,11 +162,11 @@ def _gates(operands, index) -> list[Gate]:
         maker = made.get(key)
         numbers = tuple(dict.fromkeys(index[place] for place, _ in places))
         if maker is not None:
-            text = said(maker)
+            text = said(maker, closed)
             gates.append(Gate(numbers, text, True, order, _assigns(text)))
         if len(numbers) > 1 or maker is None:
             for place, equation in places:
-                used = f"operand {place.operand + 1} of {equation.primitive.name}, in {said(equation)},"
+                used = f"operand {place.operand + 1} of {equation.primitive.name}, in {said(equation, closed)},"
                 gates.append(Gate((index[place],), used, False, order, False))
     return gates
 

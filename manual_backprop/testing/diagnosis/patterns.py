@@ -38,7 +38,8 @@ def _of_values(scene: Scene, i: int, got, truth) -> Iterator[str]:
         if found and explain is not _not_linear:
             return
     for explain in (
-        _swapped, moved, moved_cotangent, repeated, counted, _operand, _exchanged, _term, averaged, one_row, where,
+        _swapped, _conjugated, moved, moved_cotangent, repeated, counted, _operand, _exchanged, _term, averaged,
+        one_row, where,
     ):  # fmt: skip
         yield from explain(scene, i, got, truth)
 
@@ -92,6 +93,11 @@ def _swapped(scene: Scene, i: int, got, truth) -> Iterator[str]:
             both = j in scene.wrong and scene.matches(j, truth)
             back = ", and the other way round" if both else ""
             yield f"swapped arguments: {scene.name(i)} is the cotangent of {scene.name(j)[1:]}{back}"
+
+
+def _conjugated(scene: Scene, i: int, got, truth) -> Iterator[str]:
+    if np.iscomplexobj(truth) and scene.matches(i, np.conj(truth)):
+        yield f"conjugated: {scene.name(i)} is the conjugate of the right one; its imaginary part has the other sign"
 
 
 def known(scene: Scene) -> Iterator[tuple[str, np.ndarray]]:

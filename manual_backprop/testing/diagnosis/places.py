@@ -55,6 +55,8 @@ def where(scene: Scene, i: int, got, truth) -> Iterator[str]:
             f"masked part not masked: {name} is wrong only where it ought to be zero, at {int(bad.sum())} of "
             f"{bad.size} entries"
         )
+    if truth.any() and not truth.all() and ((got != 0) == (truth == 0)).all():
+        yield f"mask inverted: {name} is zero where it ought not to be, and the other way round"
     if bad.all():
         return
     gone = "" if got[bad].any() else " and is zero there"

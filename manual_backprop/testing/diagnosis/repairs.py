@@ -128,7 +128,7 @@ def _edits(run: Run) -> Iterator[tuple[float, str, Callable]]:
     for place, equation, value in reversed(operands):
         if time.monotonic() > deadline:
             return
-        which = f"operand {place.operand + 1} of {equation.primitive.name} in {said(equation)}"
+        which = f"operand {place.operand + 1} of {equation.primitive.name} in {said(equation, run.closed)}"
         atom = equation.invars[place.operand]
         yield from _changed(run, place, atom, value, which)
         yield from _replaced(run, place, value, values.values(), which)
@@ -153,7 +153,7 @@ def _replaced(run: Run, place: Place, value, others, which: str) -> Iterator[tup
             continue
         edit = _by_value(place, other.key)
         if not np.array_equal(other.array, value) and run.right(edit):
-            what = "an argument" if other.maker is None else said(other.maker)
+            what = "an argument" if other.maker is None else said(other.maker, run.closed)
             text = f"replaced by {what}{_masked(value, other.array)}"
             yield (
                 1.5,
