@@ -95,7 +95,12 @@ def examined(on: Subject, options: Options, effort: Effort) -> Examined:
         return
     own = own_precision(args, on.wanted)
     in_own = in_64 if own.dtype else expected(on, given.args, given.dy, own, options.seed)
-    first = list(_first(on, given, y, in_own, own))
+    try:
+        eager = answer(on, on.run, given.args, given.dy, own)
+    except Exception as error:
+        yield given, raised(on.pair.name, error, f"in {own.name}")
+        return
+    first = list(_first(on, given, y, eager, in_own, own))
     yield from ((given, finding) for finding in first)
     if any(finding.detail and not finding.ok for finding in first):
         return
@@ -106,27 +111,26 @@ def examined(on: Subject, options: Options, effort: Effort) -> Examined:
     precisions = [own] if decisive is own else [own, decisive]
     wrong = {finding.leaf for finding in [*first, *found] if not finding.ok}
     yield from _others(on, given, precisions, sight, options, effort, rng, bool(wrong))
+    yield from ((given, finding) for finding in gathered(list(laws.steady(on, given, own, eager[1]))))
 
 
-def _first(on: Subject, given: Trial, y, in_own, own: Precision) -> Iterator[Finding]:
+def _first(on: Subject, given: Trial, y, eager: tuple, in_own, own: Precision) -> Iterator[Finding]:
     """As given, in its own precision: structure, values, and jit against eager."""
-    runs = []
-    for run, where in ((on.run, f"in {own.name}"), (on.jitted, f"in {own.name} under jit")):
-        try:
-            got_y, dargs = answer(on, run, given.args, given.dy, own)
-        except Exception as error:
-            yield raised(on.pair.name, error, where)
-            return
-        if run is on.run:
-            if problem := judge.misfit(got_y, y):
-                yield Finding("primal", "y", False, detail=problem)
-                return
-            problems = list(judge.structure(on.names, on.wanted, given.args, dargs, on.argument_names))
-            yield from problems
-            if any(problem.property in ("arity", "structure") for problem in problems):
-                return
-        runs.append((list(jax.tree.leaves(got_y)), laws.flat(on, dargs, given.args)))
-    (y_eager, eager), (y_jit, jitted) = runs
+    if problem := judge.misfit(eager[0], y):
+        yield Finding("primal", "y", False, detail=problem)
+        return
+    problems = list(judge.structure(on.names, on.wanted, given.args, eager[1], on.argument_names))
+    yield from problems
+    if any(problem.property in ("arity", "structure") for problem in problems):
+        return
+    try:
+        jitted = answer(on, on.jitted, given.args, given.dy, own)
+    except Exception as error:
+        yield raised(on.pair.name, error, f"in {own.name} under jit")
+        return
+    (y_eager, eager), (y_jit, jitted) = (
+        (jax.tree.leaves(y), laws.flat(on, dargs, given.args)) for y, dargs in (eager, jitted)
+    )
     bad = {problem.leaf for problem in problems}
     fit = [None if name in bad else got for name, got in zip(on.names, eager, strict=True)]
     found = list(judge.values(on.names, y_eager, fit, in_own, own.name))
@@ -314,13 +318,13 @@ def _lawful(on: Subject, given: Trial, known, own, decisive, sight, options, eff
         found += laws.pure(on, others, own)
         found += laws.transformed(on, known, decisive)
         found += laws.leaks(on, given)
-    yield from ((given, finding) for finding in _gathered(found))
+    yield from ((given, finding) for finding in gathered(found))
     if effort.all_laws and not wrong:
         for n in range(2, options.order + 1):
             yield from ((given, finding) for finding in derivative(on, given, n, decisive, options.seed))
 
 
-def _gathered(found: list[Finding]) -> Iterator[Finding]:
+def gathered(found: list[Finding]) -> Iterator[Finding]:
     """Of each law and leaf the first failure; of a law that holds, one line."""
     for what in dict.fromkeys(finding.property for finding in found):
         mine = [finding for finding in found if finding.property == what]

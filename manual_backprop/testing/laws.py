@@ -177,6 +177,22 @@ def repeats(on: Subject, trial: Trial, precision: Precision) -> Iterator[Finding
         yield Finding("deterministic", leaf, ok, str(value.dtype), value.shape, apart, detail=detail)
 
 
+def steady(on: Subject, trial: Trial, own: Precision, first) -> Iterator[Finding]:
+    """After all that was asked in between, the same question has the same answer."""
+    with own.context():
+        args, dy = own((trial.args, trial.dy))
+        before, after = flat(on, first, args), flat(on, on.run(args, dy)[1], args)
+    for name, want, a, b in zip(on.names, on.wanted, before, after, strict=True):
+        if want and a is not None:
+            same = nearly_equal(a, b)
+            detail = (
+                "" if same else "asked again, it answers otherwise: it counts its calls, or keeps something from them"
+            )
+            yield Finding(
+                "deterministic", name, same, str(a.dtype), a.shape, detail=detail, arguments="as given, again"
+            )
+
+
 def pure(on: Subject, trials: list[Trial], own: Precision) -> Iterator[Finding]:
     """Two forward passes, then their two backward passes, in both orders: residuals alone carry what backward needs."""
     first, *others = trials
