@@ -13,7 +13,7 @@ import os
 import platform
 import sys
 import warnings
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import jax
@@ -48,6 +48,10 @@ def score(name: str, most: int | None) -> tuple[int, int, int, tuple[str, ...]]:
     return len(found.caught), found.total, found.equivalent, tuple(map(str, found.survivors))
 
 
+def line(name: str, counts, survivors) -> str:
+    return f"| {name} | {' | '.join(map(str, counts))} | {'; '.join(survivors)} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ops", nargs="*", metavar="NAME", help="these ops alone (default: all)")
@@ -60,14 +64,14 @@ def main() -> None:
     for name in names:
         choose("op", name, cases())
     lines = ["| op | caught | of | no mistake | survivors |", "|---|---|---|---|---|"]
-    totals = [0, 0, 0]
+    found = {}
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-        for name, found in zip(names, pool.map(score, names, [options.most] * len(names)), strict=True):
-            *counts, survivors = found
-            totals = [a + b for a, b in zip(totals, counts, strict=True)]
-            lines.append(f"| {name} | {' | '.join(map(str, counts))} | {'; '.join(survivors)} |")
-            print(lines[-1], flush=True)
-    caught, total, equivalent = totals
+        running = {pool.submit(score, name, options.most): name for name in names}
+        for one in as_completed(running):
+            *counts, survivors = found[running[one]] = one.result()
+            print(line(running[one], counts, survivors), flush=True)
+    lines += [line(name, found[name][:3], found[name][3]) for name in names]
+    caught, total, equivalent = (sum(counts) for counts in list(zip(*found.values(), strict=True))[:3])
     lines.append(
         f"| **all {len(names)}** | **{caught}** | **{total}** | **{equivalent}** | {caught / max(total, 1):.4f} |"
     )

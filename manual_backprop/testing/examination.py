@@ -111,7 +111,7 @@ def examined(on: Subject, options: Options, effort: Effort) -> Examined:
     precisions = [own] if decisive is own else [own, decisive]
     wrong = {finding.leaf for finding in [*first, *found] if not finding.ok}
     yield from _others(on, given, precisions, sight, options, effort, rng, bool(wrong))
-    yield from ((given, finding) for finding in gathered(list(laws.steady(on, given, own, eager[1]))))
+    yield from ((given, finding) for finding in laws.steady(on, given, own, eager[1]) if not finding.ok)
 
 
 def _first(on: Subject, given: Trial, y, eager: tuple, in_own, own: Precision) -> Iterator[Finding]:
