@@ -30,6 +30,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import jax.test_util
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
