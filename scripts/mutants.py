@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from cases import OPS, Case
 from cases.routing import BY_DECREE
-from manual_backprop.errors import choose
+from manual_backprop.errors import InputError, choose
 from manual_backprop.testing import check_vjp, mutation_score
 
 FILE = ROOT / "tests" / "mutants.md"
@@ -61,8 +61,11 @@ def main() -> None:
     if options.most is not None and options.most < 1:
         parser.error(f"--most {options.most} is out of range; wants at least 1")
     names = options.ops or sorted(cases())
-    for name in names:
-        choose("op", name, cases())
+    try:
+        for name in names:
+            choose("op", name, cases())
+    except InputError as error:
+        parser.error(str(error))
     lines = ["| op | caught | of | no mistake | survivors |", "|---|---|---|---|---|"]
     found = {}
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:

@@ -163,6 +163,34 @@ def test_the_state_of_a_layer_has_no_cotangent_whatever_its_dtype():
     assert report, str(report)
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_where_autodiff_says_nan_the_slope_counts_whichever_side_has_values(sign):
+    """x³ log x for positive x alone, and its mirror image: at zero its slope is zero, and autodiff says nan."""
+
+    def function(x):
+        return jnp.where(x == 0, 0.0, x**3 * jnp.log(sign * x))
+
+    def backward(x, dy):
+        safe = jnp.where(x == 0, sign, x)
+        return (dy * jnp.where(x == 0, 0.0, 3 * x**2 * jnp.log(sign * safe) + x**2),)
+
+    x = sign * jnp.array([0.0, 0.5, 1.5, 2.0])
+    assert jnp.isnan(jax.grad(lambda x: function(x).sum())(x)[0])
+    report = check_vjp((lambda x: (function(x), x), backward), function, x, order=1)
+    assert report, str(report)
+    off = lambda x, dy: (backward(x, dy)[0] + (x == 0) * dy,)
+    assert not check_vjp((lambda x: (function(x), x), off), function, x, order=1)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_an_infinite_slope_is_no_finite_one_whichever_side_it_is_on(sign):
+    function = lambda x: jnp.where(sign * x > 0, jnp.sqrt(jnp.where(x == 0, 0.0, jnp.abs(x))), 0 * jnp.sqrt(jnp.abs(x)))
+    x = jnp.array([0.0, 0.5, -1.5])
+    assert jnp.isnan(jax.grad(lambda x: function(x).sum())(x)[0])
+    right = lambda x, dy: (dy * jnp.where(sign * x > 0, sign / (2 * jnp.sqrt(jnp.maximum(jnp.abs(x), 1e-9))), 0.0),)
+    assert not check_vjp((lambda x: (function(x), x), right), function, x, order=1)
+
+
 def test_float0_is_none():
     def backward(r, dy):
         dlogits, _ = mb.ops.softmax_cross_entropy().backward(r, dy)

@@ -7,7 +7,8 @@ import pytest
 
 import manual_backprop as mb
 from cases import OPS
-from manual_backprop.testing import Score, check_vjp, mutation_score
+from manual_backprop.testing import Score, as_pair, check_vjp, mutation_score
+from manual_backprop.testing.mutants import mutated, mutations
 
 CASES = {case.name: case for case in OPS}
 
@@ -71,6 +72,22 @@ def test_candidates_of_every_kind(candidate):
     x = CASES["tanh"].args()[0]
     score = mutation_score(lambda c: check_vjp(c, jnp.tanh, x, effort="quick", order=1), candidate, most=6)
     assert score.total and not score.survivors
+
+
+def kinds(forward, backward, *args):
+    pair = as_pair((forward, backward))
+    return [(mutation.kind, mutation.operand) for mutation in mutations(pair, args)]
+
+
+def test_a_mean_is_summed_and_a_mask_dropped_on_either_side():
+    x = CASES["tanh"].args()[0]
+    mean = kinds(lambda x: (x.mean(), x), lambda x, dy: (jnp.broadcast_to(dy / 35.0, x.shape),), x)
+    assert ("replace an operand by one", 1) in mean
+    masked = (lambda x: (jnp.where(x > 0, x, 0), x)), lambda x, dy: (jnp.where(x > 0, dy, 0 * x),)
+    found = [m for m in mutations(as_pair(masked), (x,)) if m.kind == "drop a mask"]
+    y, residuals = masked[0](x)
+    kept = [np.asarray(mutated(masked[1], m)(residuals, jnp.ones_like(y))[0]) for m in found]
+    assert [k.tolist() for k in kept] == [np.zeros((7, 5)).tolist(), np.ones((7, 5)).tolist()]
 
 
 def test_a_layer():

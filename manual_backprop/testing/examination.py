@@ -141,8 +141,7 @@ def _first(on: Subject, given: Trial, y, eager: tuple, in_own, own: Precision) -
     for name, got, other, expect in zip(on.names, fit, jitted, in_own.dargs, strict=True):
         if expect is not None and got is not None and other is not None:
             yield judge.compared("jit = eager", name, other, judge.around(expect, got))
-    for n, (got, other, expect) in enumerate(zip(y_eager, y_jit, in_own.y, strict=True)):
-        name = "y" if len(y_eager) == 1 else f"y[{n}]"
+    for name, got, other, expect in zip(judge.y_names(len(y_eager)), y_eager, y_jit, in_own.y, strict=True):
         yield judge.compared("jit = eager", name, other, judge.around(expect, got))
 
 

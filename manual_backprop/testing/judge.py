@@ -60,7 +60,7 @@ def structure(names, wanted, args: tuple, dargs: Any, argument_names) -> Iterato
                 yield Finding("structure", f"d{name}", False, detail=detail)
                 return
         start += count
-    flat = flat_or_none(dargs, args, wanted)
+    flat = flat_or_none(dargs, args)
     for name, want, arg, got in zip(names, wanted, jax.tree.leaves(args), flat, strict=True):
         expected, shown = text(arg) if want else "None", text(got)
         if expected != shown and (want or _was_integer(arg, got)):
@@ -81,29 +81,30 @@ def _was_integer(arg, got) -> bool:
     return not is_inexact(arg) and got is not None and not (hasattr(got, "dtype") and is_inexact(got))
 
 
-def flat_or_none(dargs, args, wanted) -> list:
-    """The cotangents, one a leaf; None for a whole argument of which none is wanted and whose structure is another."""
-    leaves, start = [], 0
+def flat_or_none(dargs, args) -> list:
+    """The cotangents, one a leaf; None for a whole argument whose cotangent has another structure."""
+    leaves = []
     for arg, darg in zip(args, dargs, strict=True):
-        count = len(jax.tree.leaves(arg))
         try:
             leaves += flat_cotangents((darg,), (arg,))
         except ValueError:
-            leaves += [None] * count
-        start += count
+            leaves += [None] * len(jax.tree.leaves(arg))
     return leaves
+
+
+def y_names(count: int) -> list[str]:
+    """What the leaves of y are called."""
+    return ["y"] if count == 1 else [f"y[{i}]" for i in range(count)]
 
 
 def values(names, y: list, dargs: list, expected: Leaves, precision: str, where: str = "as given") -> Iterator[Finding]:
     """Each leaf of y, and of the cotangents where there is a truth; those whose structure is wrong are left out."""
-    for i, (got, expect) in enumerate(zip(y, expected.y, strict=True)):
-        name = "y" if len(y) == 1 else f"y[{i}]"
+    for name, got, expect in zip(y_names(len(y)), y, expected.y, strict=True):
         yield compared(f"primal in {precision}", name, got, expect, where)
-    shared = [(a, b) for a, b in _tied(expected.dargs)]
     for name, got, expect in zip(names, dargs, expected.dargs, strict=True):
         if expect is not None and got is not None and np.shape(got) == expect.truth.shape:
             yield compared(f"gradient in {precision}", name, got, expect, where)
-    for i, j in shared:
+    for i, j in _tied(expected.dargs):
         yield from _together(names, dargs, expected.dargs, i, j, precision, where)
 
 
@@ -117,7 +118,7 @@ def is_slight(findings: list[Finding], expected: Leaves, precision: str) -> bool
     return any(finding.error <= SLIGHT.get(precision, 0) * (1 + size) for finding in wrong)
 
 
-def compared(what: str, leaf: str, got, expect: Expected, where: str = "as given", derived: bool = False) -> Finding:
+def compared(what: str, leaf: str, got, expect: Expected, where: str = "as given") -> Finding:
     dtype, got = str(jnp.result_type(got)), to_numpy(got)
     E = expect.truth
     if got.shape != E.shape:

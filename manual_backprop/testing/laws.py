@@ -61,11 +61,13 @@ def raised(who: str, error: Exception, where: str) -> Finding:
     return Finding("runs", who, False, detail=f"raised {type(error).__name__} {where}: {first_line(error)}")
 
 
-def or_raised(what: str, error: Exception, leaf: str = "cotangents") -> Finding:
+def or_raised(what: str, error: Exception) -> Finding:
     """Of a law that the candidate could not be held against."""
     if unsupported(error):
-        return Finding(what, leaf, True, detail=f"not judged: JAX has no rule for it: {first_line(error)[:120]}")
-    return Finding(what, leaf, False, detail=f"raised {type(error).__name__}: {first_line(error)[:200]}")
+        return Finding(
+            what, "cotangents", True, detail=f"not judged: JAX has no rule for it: {first_line(error)[:120]}"
+        )
+    return Finding(what, "cotangents", False, detail=f"raised {type(error).__name__}: {first_line(error)[:200]}")
 
 
 def against(on: Subject, what: str, got, expected: Leaves, where: str = "as given") -> Iterator[Finding]:
@@ -76,7 +78,7 @@ def against(on: Subject, what: str, got, expected: Leaves, where: str = "as give
 
 
 def flat(on: Subject, dargs, args) -> list:
-    return judge.flat_or_none(dargs, args, on.wanted)
+    return judge.flat_or_none(dargs, args)
 
 
 def linear(on: Subject, known: Known, precision: Precision, eps: float, rng) -> Iterator[Finding]:

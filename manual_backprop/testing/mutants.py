@@ -39,12 +39,10 @@ def mutations(pair: Pair, args) -> Iterator[Mutation]:
     rng = np.random.default_rng(0)
     dy = as_cotangent(y, jax.tree.map(lambda leaf: draw(rng, jnp.asarray(leaf)), y))
     closed, leaves, _ = _program(pair.backward, residuals, dy)
-    seen, found = {}, []
+    found = []
 
     def note(place, equation, value):
-        if place not in seen:
-            seen[place] = equation
-            found.extend(_of_operand(closed, place, equation, value))
+        found.extend(_of_operand(closed, place, equation, value))
         return value
 
     evaluate(closed, leaves, note)
@@ -66,7 +64,7 @@ def _is_array(leaf) -> bool:
 
 
 def _of_operand(closed, place: Place, equation, value) -> Iterator[Mutation]:
-    """The edits of one operand, and, at the last of them, of its equation."""
+    """The edits that fit one operand, or its equation."""
     name, text, atom = equation.primitive.name, said(equation, closed), equation.invars[place.operand]
     make = lambda kind, amount=0.0: Mutation(kind, place.path, place.operand, amount, name, text)
     if not is_float(atom) or name in (*CALLS, "scan", "cond", "while"):
@@ -75,6 +73,8 @@ def _of_operand(closed, place: Place, equation, value) -> Iterator[Mutation]:
     if literal and np.ndim(value) == 0 and np.isfinite(value) and value != 0:
         for amount in CONSTANTS:
             yield make("change a constant", amount)
+        if name in ("mul", "div") and value != 1:  # the count of a mean, say: without it, it is a sum
+            yield make("replace an operand by one")
         return
     if name in ("add", "sub", "add_any"):
         yield make("drop a term")
@@ -116,7 +116,7 @@ def mutated(backward: Callable, mutation: Mutation) -> Callable:
 
         def redo(path, equation, operands, results):
             hit = path == mutation.path and equation.primitive.name == mutation.primitive
-            return RESULTS[mutation.kind](equation, operands, results) if hit and mutation.kind in RESULTS else results
+            return RESULTS[mutation.kind](mutation, equation, operands) if hit and mutation.kind in RESULTS else results
 
         flat = evaluate(closed, leaves, edit, redo)
         if mutation.primitive == "the outputs":
@@ -143,25 +143,17 @@ def _edited(mutation: Mutation, value):
     return value
 
 
-def _mean(equation, operands, results):
-    n = max(1, operands[0].size // max(1, results[0].size))
-    return [results[0] / jnp.asarray(n, results[0].dtype)]
+def _mean(mutation: Mutation, equation, operands):
+    total = equation.primitive.bind(*operands, **equation.params)
+    return [total / jnp.asarray(max(1, operands[0].size // max(1, total.size)), total.dtype)]
 
 
-def _unmasked(equation, operands, results):
-    chosen = operands[1:]
-    lit = [x for x in chosen if not _all_zero(x)]
-    return [jnp.broadcast_to((lit or chosen)[-1], results[0].shape)]
+def _one_side(mutation: Mutation, equation, operands):
+    """What is selected there, everywhere."""
+    return [operands[mutation.operand]]
 
 
-def _all_zero(x) -> bool:
-    try:
-        return not bool(jnp.any(x != 0))
-    except jax.errors.ConcretizationTypeError:
-        return False
-
-
-def _set(equation, operands, results):
+def _set(mutation: Mutation, equation, operands):
     operand, indices, updates = operands
     params = equation.params
     return [
@@ -172,17 +164,15 @@ def _set(equation, operands, results):
     ]  # fmt: skip
 
 
-def _turned(equation, operands, results):
+def _turned(mutation: Mutation, equation, operands):
     if equation.primitive.name == "rev":
         return [operands[0]]
-    params = dict(equation.params)
-    params["reverse"] = not params["reverse"]
-    return [equation.primitive.bind(operands[0], **params)]
+    return [equation.primitive.bind(operands[0], **equation.params | {"reverse": not equation.params["reverse"]})]
 
 
 RESULTS = {
     "take the mean for the sum": _mean,
-    "drop a mask": _unmasked,
+    "drop a mask": _one_side,
     "set for add in a scatter": _set,
     "turn the order round": _turned,
 }

@@ -48,6 +48,5 @@ def scatter(reference: Callable, wanted: tuple[bool, ...], args, dy) -> Leaves:
 def _off(key, leaf):
     if not is_inexact(leaf) or leaf.size == 0:
         return leaf
-    eps = ulp(leaf.dtype) / 2
     sign = jax.random.rademacher(key, leaf.shape, jnp.int8).astype(leaf.dtype)
-    return leaf * (1 + eps * 2 * sign)
+    return leaf * (1 + ulp(leaf.dtype) * sign)

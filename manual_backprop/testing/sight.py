@@ -63,7 +63,7 @@ def sharper(on: Subject, given: Trial, own, in_64, in_own, seed) -> tuple[Precis
         if judge.is_slight(found, expect, precision.name):
             expect = softened(on, given.args, given.dy, precision, expect)
             found = list(judge.values(on.names, y, dargs, expect, precision.name))
-        y_names = [f"y[{i}]" for i in range(len(y))] if len(y) > 1 else ["y"]
+        y_names = judge.y_names(len(y))
         values = dict(zip((*y_names, *on.names), (*y, *dargs), strict=True))
         blind = {
             name: f"it answers in {value.dtype}"
@@ -97,8 +97,7 @@ def _rounded_inside(on: Subject, given: Trial, precision: Precision) -> dict[str
         args, dy = precision((given.args, given.dy))
         found = roundings(jax.make_jaxpr(run)(args, dy))
         y, dargs = jax.eval_shape(on.run, args, dy)
-    y = jax.tree.leaves(y)
-    names = [f"y[{i}]" for i in range(len(y))] if len(y) > 1 else ["y"]
+    names = judge.y_names(len(jax.tree.leaves(y)))
     names += [name for name, d in zip(on.names, laws.flat(on, dargs, args), strict=True) if d is not None]
     return {name: one for name, one in zip(names, found, strict=True) if one is not None}
 

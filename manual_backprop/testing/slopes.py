@@ -21,7 +21,10 @@ TOLERANCE = 1e-5
 
 
 class Slope(NamedTuple):
-    """The slopes from both sides, with what they may be off by; nan where they do not settle, as an infinite one."""
+    """The slopes from both sides, with what they may be off by.
+
+    nan where a side does not settle, as an infinite slope does not. A side on which there are no values has no say.
+    """
 
     low: float
     high: float
@@ -48,8 +51,10 @@ def slopes(vjp: Callable, args, dy, place: int, entries: list[tuple[int, ...]]) 
             near, far, farther = (sign * (value(entry, sign * h * k) - here) / (h * k) for k in (0.25, 0.5, 1))
             first, second = 2 * near - far, 2 * far - farther
             settled = abs(first - second) <= 1e-3 * (abs(near) + 1e-3 * sum(np.abs(w).sum() for w in weights) / unit)
-            sides.append(first if settled else np.nan)
-        size = max(map(abs, sides)) + STEP * abs(here) / unit
-        return Slope(min(sides), max(sides), TOLERANCE * size)
+            if np.isfinite(near + far + farther):
+                sides.append(first if settled else np.nan)
+        if not sides or np.isnan(sides).any():
+            return Slope(np.nan, np.nan, 0.0)
+        return Slope(min(sides), max(sides), TOLERANCE * (max(map(abs, sides)) + STEP * abs(here) / unit))
 
     return [one(entry) for entry in entries]

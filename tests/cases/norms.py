@@ -318,7 +318,7 @@ EXTREMES: list[Case] = [
     extreme("batch_norm, one channel", mb.ops.batch_norm(), flax_batch_norm(), NOISE[:, :1]),
     *(
         Case(f"l2_norm, 2^{n} times", magnified(mb.ops.l2_norm(eps=0), 2.0**n), unit_vectors(), exactly(NOISE))
-        for n in (-110, -70, 70, 100)
+        for n in (-110, -70, 70, 100, 110)
     ),
     extreme("l2_norm, one channel", mb.ops.l2_norm(), unit_vectors(), NOISE[:, :1]),
     extreme("l2_norm, below eps", mb.ops.l2_norm(eps=0.1), unit_vectors(eps=0.1), 1e-3 * NOISE),

@@ -41,10 +41,10 @@ SCALED = (
 def repairs(first: Scene, second: Scene | None) -> Iterator[tuple[float, str, bool]]:
     """(how plain, sentence, whether the second cotangent agrees) for every edit that gives the truth, in every leaf."""
     with jax.enable_x64(True):
-        program = _program(first)
-        if program is None:
+        closed = _program(first)
+        if closed is None:
             return
-        scenes = [Run(scene, *program, _leaves(scene)) for scene in (first, second) if scene is not None]
+        scenes = [Run(scene, closed, _leaves(scene)) for scene in (first, second) if scene is not None]
         for rank, text, edit in _edits(scenes[0]):
             yield rank, text, len(scenes) > 1 and scenes[1].right(edit)
 
@@ -95,7 +95,7 @@ def _program(scene: Scene):
     names = [equation.primitive.name for equation in equations(closed)]
     loops = {"scan", "while", "cond", "pure_callback", "pallas_call"} & set(names)
     too_many = len(names) > 200 or sum(leaf.size for leaf in flat) > 50_000
-    return None if loops or too_many else (closed,)
+    return None if loops or too_many else closed
 
 
 class Value(NamedTuple):
