@@ -24,6 +24,7 @@ wrong.defvjp(forward, lambda r, dy: (backward(r, dy)[0], 2 * backward(r, dy)[1])
 def reference(x, w): return jnp.tanh(x @ w)
 def pick(x, i): return x[i]
 op = mb.ops.gelu()
+def interrupted(x): raise KeyboardInterrupt
 def careless(f): return f(jnp.ones((7, 5)), jnp.ones((5, 3))).shape == (7, 3)
 """
 
@@ -159,6 +160,11 @@ def test_check_takes_the_options_of_check_vjp(tmp_path, capsys):
     assert (tmp_path / "errors.png").stat().st_size > 10_000
     code, out, _ = run([*wrong, "--argnums", "0"], capsys)
     assert code == 0 and "dw" not in out
+
+
+def test_ctrl_c_is_one_word(capsys):
+    code, _, err = run(["check", "kernels_of_a_user:interrupted", "--shapes", "f32[2]"], capsys)
+    assert (code, err) == (130, "interrupted\n")
 
 
 def test_mutate_scores_a_test(capsys):
