@@ -5,7 +5,18 @@ each imports only what is before it.
 """
 
 from manual_backprop import combinators, inspection, layers, models, ops, testing
-from manual_backprop.combinators import Objective, Parallel, Recompute, Repeat, Residual, Serial, Tied
+from manual_backprop.combinators import (
+    MicroBatches,
+    Objective,
+    Parallel,
+    Precision,
+    Recompute,
+    Repeat,
+    Residual,
+    Reversible,
+    Serial,
+    Tied,
+)
 from manual_backprop.contract import Layer, Op, Stateless, op, value_and_grad
 from manual_backprop.errors import InputError
 
@@ -14,12 +25,15 @@ __version__ = "0.1.0"
 __all__ = [
     "InputError",
     "Layer",
+    "MicroBatches",
     "Objective",
     "Op",
     "Parallel",
+    "Precision",
     "Recompute",
     "Repeat",
     "Residual",
+    "Reversible",
     "Serial",
     "Stateless",
     "Tied",

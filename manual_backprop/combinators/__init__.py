@@ -3,11 +3,25 @@
 `params` and `state` of a combinator of several layers are tuples, one entry a layer. A PRNG key is split, one a layer.
 """
 
+from manual_backprop.combinators.micro_batches import MicroBatches
 from manual_backprop.combinators.objective import Objective
+from manual_backprop.combinators.precision import Precision
 from manual_backprop.combinators.recompute import Recompute
 from manual_backprop.combinators.repeat import Repeat
 from manual_backprop.combinators.residual import Residual
+from manual_backprop.combinators.reversible import Reversible
 from manual_backprop.combinators.several import Parallel, Serial
 from manual_backprop.combinators.tied import Tied
 
-__all__ = ["Objective", "Parallel", "Recompute", "Repeat", "Residual", "Serial", "Tied"]
+__all__ = [
+    "MicroBatches",
+    "Objective",
+    "Parallel",
+    "Precision",
+    "Recompute",
+    "Repeat",
+    "Residual",
+    "Reversible",
+    "Serial",
+    "Tied",
+]

@@ -51,13 +51,13 @@ class Tied(Layer):
         return params, state
 
     def apply(self, params, state, x):
-        return self.layer.apply(self._spread(params), state, x)
+        return self.layer.apply(self.spread(params), state, x)
 
     def forward(self, params, state, x, key=None):
-        return self.layer.forward(self._spread(params), state, x, key)
+        return self.layer.forward(self.spread(params), state, x, key)
 
     def backward(self, params, residuals, dy):
-        dparams, dx = self.layer.backward(self._spread(params), residuals, dy)
+        dparams, dx = self.layer.backward(self.spread(params), residuals, dy)
         first, *others = self.places
         total = sum_over_paths(*(_get(dparams, place) for place in self.places))
         for place in others:
@@ -70,7 +70,8 @@ class Tied(Layer):
         except KeyError:
             raise InputError(f"Tied: there is no place {place} in the parameters of {self.layer!r}") from None
 
-    def _spread(self, params):
+    def spread(self, params):
+        """The parameters of the layer within: the one at the first place, at every place."""
         first, *others = self.places
         for place in others:
             params = _put(params, place, _get(params, first))

@@ -1,9 +1,18 @@
 """Layers: an op, the names of its parameters, and how they start. One file per family of ops."""
 
 from manual_backprop.layers.activations import PReLU
+from manual_backprop.layers.attention import Rotary
 from manual_backprop.layers.base import Apply, Identity, OpLayer
 from manual_backprop.layers.costs import LinearCrossEntropy
-from manual_backprop.layers.linear import Bilinear, Conv, ConvTranspose, Dense, Embedding, LowRankDense
+from manual_backprop.layers.linear import (
+    Bilinear,
+    Conv,
+    ConvTranspose,
+    Dense,
+    Embedding,
+    LowRankDense,
+    PositionalEmbedding,
+)
 from manual_backprop.layers.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from manual_backprop.layers.routing import Dropout, StochasticDepth
 from manual_backprop.layers.sequence import GRU, LSTM, RNN
@@ -28,6 +37,8 @@ __all__ = [
     "LowRankDense",
     "OpLayer",
     "PReLU",
+    "PositionalEmbedding",
     "RMSNorm",
+    "Rotary",
     "StochasticDepth",
 ]

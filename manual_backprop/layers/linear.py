@@ -132,6 +132,26 @@ class Embedding(OpLayer):
 
 
 @dataclass(frozen=True, repr=False)
+class PositionalEmbedding(OpLayer):
+    """z = x + table[: T]: x [..., T, features], T ≤ length; table [length, features]. `ops.positional_embedding`."""
+
+    length: int
+    table_init: Initializer = table_normal
+
+    def __post_init__(self):
+        object.__setattr__(self, "length", want_count("PositionalEmbedding: length", self.length))
+        super().__post_init__()
+
+    @property
+    def op(self) -> Op:
+        return ops.positional_embedding()
+
+    def parameters(self, key, x):
+        shape, dtype = vectors("PositionalEmbedding", x)
+        return {"table": self.table_init(key, (self.length, shape[-1]), dtype)}
+
+
+@dataclass(frozen=True, repr=False)
 class Conv(OpLayer):
     """A convolution: x [..., *spatial, in] → [..., *spatial, features]; w [*kernel, in/groups, features], b [features].
 

@@ -12,7 +12,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 import manual_backprop as mb
-from cases.case import Case, Draw, exactly, key_from, normal
+from cases.case import Case, Draw, exactly, key_from, layer_case, normal
+from manual_backprop.layers import Rotary
 
 
 def band(T: int, S: int, low: float = -math.inf, high: float = math.inf) -> np.ndarray:
@@ -253,7 +254,14 @@ OPS = [
 ]  # fmt: skip
 
 
-LAYERS: list[Case] = []
+LAYERS: list[Case] = [
+    layer_case(
+        "Rotary",
+        Rotary(base=500.0),
+        lambda p, x: (*(rotated(500.0, each, jnp.arange(5)) for each in x[:2]), x[2]),
+        normal((2, 5, 3, 6), (2, 5, 1, 6), (2, 5, 1, 7)),
+    ),
+]
 
 
 def far(rng):

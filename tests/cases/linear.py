@@ -13,7 +13,7 @@ from jax import lax
 
 import manual_backprop as mb
 from cases.case import Case, Draw, exactly, layer_case, normal
-from manual_backprop.layers import Bilinear, Conv, ConvTranspose, Dense, Embedding, LowRankDense
+from manual_backprop.layers import Bilinear, Conv, ConvTranspose, Dense, Embedding, LowRankDense, PositionalEmbedding
 from manual_backprop.ops.linear import convolution
 
 
@@ -164,6 +164,13 @@ OPS = [
     einsum_case("ij,ij->", (1, 5), (3, 5)),
     Case("embedding", mb.ops.embedding(), flax_embedding, lookup(5, 3, 2, 7), lookup(8192, 512, 8, 512)),
     Case("embedding, padding", mb.ops.embedding(padding_id=2), padded_embedding(2), lookup(5, 3, 7, dtype=np.uint8)),
+    Case(
+        "positional_embedding",
+        mb.ops.positional_embedding(),
+        lambda x, table: x + table[: x.shape[-2]],
+        normal((3, 5, 7), (11, 7)),
+        normal((16, 256, 512), (512, 512)),
+    ),
     conv_case("conv", (2, 7, 5, 3), (3, 2, 3, 5), large=normal((16, 32, 32, 32), (3, 3, 32, 32))),
     conv_case(
         "conv, strides and dilation",
@@ -217,6 +224,7 @@ LAYERS: list[Case] = [
     layer_case("LowRankDense", LowRankDense(3, 2), lambda p, x: low_rank(frozen=True)(x, **p), normal((7, 5))),
     layer_case("Bilinear", Bilinear(2), lambda p, x: bilinear(*x, **p), normal((7, 5), (7, 3))),
     layer_case("Embedding", Embedding(5, 3), lambda p, x: p["table"][x], lambda rng: lookup(5, 3, 7)(rng)[:1]),
+    layer_case("PositionalEmbedding", PositionalEmbedding(11), lambda p, x: x + p["table"][:5], normal((3, 5, 7))),
     layer_case("Conv", Conv(6, (3,), strides=2, groups=2), conv_layer(strides=2, groups=2), normal((3, 7, 4))),
     layer_case(
         "ConvTranspose",
@@ -255,6 +263,10 @@ EXTREMES: list[Case] = [
         exactly(np.full((301,), 2, np.int32), large_and_small(5, 3)),
     ),
     Case(
+        "positional_embedding, large and small", mb.ops.positional_embedding(), lambda x, table: x + table[:5],
+        exactly(large_and_small(301, 5, 3), large_and_small(7, 3)),
+    ),
+    Case(
         "conv, large and small", mb.ops.conv(), flax_conv(),
         exactly(large_and_small(2, 7, 5, 3), large_and_small(3, 3, 3, 2) * 1e-4),
     ),
@@ -278,6 +290,12 @@ EMPTY: list[Case] = [
     ),
     einsum_case("ij,jk->ki", (0, 5), (5, 3)),
     Case("embedding, no ids", mb.ops.embedding(), flax_embedding, lookup(5, 3, 0)),
+    Case(
+        "positional_embedding, no examples",
+        mb.ops.positional_embedding(),
+        lambda x, table: x + table[:5],
+        normal((0, 5, 3), (7, 3)),
+    ),
     conv_case("conv, no examples", (0, 7, 5, 3), (3, 2, 3, 5), (5,)),
     conv_case("conv, no examples, in groups", (2, 0, 7, 4), (3, 2, 6), strides=2, groups=2),
     conv_case("conv, no examples, depthwise", (0, 7, 3), (3, 1, 3), groups=3),
@@ -290,9 +308,8 @@ def drawn(draw) -> Case:
     """Any op of this family, its options and its shapes."""
     size = lambda low=1, high=5: draw(st.integers(low, high))
     leading = tuple(draw(st.lists(st.integers(1, 3), max_size=2)))
-    match draw(
-        st.sampled_from(["dense", "low_rank_dense", "bilinear", "einsum", "embedding", "conv", "conv_transpose"])
-    ):
+    names = "dense low_rank_dense bilinear einsum embedding positional_embedding conv conv_transpose"
+    match draw(st.sampled_from(names.split())):
         case "dense":
             i, o = size(), size()
             return Case("dense", mb.ops.dense(), flax_dense, normal((*leading, i), (i, o), (o,)))
@@ -309,6 +326,10 @@ def drawn(draw) -> Case:
             result = draw(st.permutations(sorted({*terms[0], *terms[1]})))[: size(0, 4)]
             a, b = ([1 if size(1, 6) == 1 else sizes[i] for i in term] for term in terms)
             return einsum_case(f"{''.join(terms[0])},{''.join(terms[1])}->{''.join(result)}", a, b)
+        case "positional_embedding":
+            T, rows, d = size(), size(), size()
+            shapes = (*leading, T, d), (T + rows, d)
+            return Case("positional_embedding", mb.ops.positional_embedding(), lambda x, t: x + t[:T], normal(*shapes))
         case "embedding":
             return Case("embedding", mb.ops.embedding(), flax_embedding, lookup(size(), size(), *leading))
     # A convolution of one or two axes. Padding of a reach on both sides: the kernel fits in.
@@ -413,6 +434,14 @@ MISTAKES: dict = {
         "embedding: padding_id is -1; wants at least 0",
     ),
     "embedding: a vector": (lambda: mb.ops.embedding()(IDS, ONES(5)), "table has shape (5,); wants [rows, features]"),
+    "positional_embedding: longer than the table": (
+        lambda: mb.ops.positional_embedding()(ONES((2, 9, 3)), ONES((7, 3))),
+        "positional_embedding: x has 9 positions, the table 7 rows; wants no more than it has",
+    ),
+    "positional_embedding: other features": (
+        lambda: mb.ops.positional_embedding()(ONES((2, 5, 3)), ONES((7, 2))),
+        "positional_embedding: x has shape (2, 5, 3), table (7, 2); wants [..., length, features] and [rows, features]",
+    ),
     "conv: channels first": (
         lambda: mb.ops.conv()(ONES((2, 3, 7, 5)), KERNEL),
         "conv: x has shape (2, 3, 7, 5), w (3, 3, 3, 2), groups is 1; wants x [..., h, w, 3]",

@@ -100,6 +100,7 @@ OPS = [
     Case("transpose, axes", mb.ops.transpose(axes=(1, 2, -3)), lambda x: jnp.transpose(x, (1, 2, 0)), normal((2, 7, 5))),
     Case("reshape", mb.ops.reshape(shape=(5, -1)), lambda x: jnp.reshape(x, (5, -1)), normal((2, 7, 5)), normal((5, 512, 1024))),
     Case("reshape, trailing axes", mb.ops.reshape(shape=(7, 2), from_axis=1), lambda x: jnp.reshape(x, (3, 7, 2)), normal((3, 2, 7))),
+    Case("reshape, from the end", mb.ops.reshape(shape=(-1, 2), from_axis=-1), lambda x: x.reshape(3, 5, 7, 2), normal((3, 5, 14))),
     Case("flatten", mb.ops.flatten(), lambda x: jnp.reshape(x, (len(x), -1)), normal((3, 2, 7)), normal((64, 32, 1024))),
     Case("broadcast_to", mb.ops.broadcast_to(shape=(3, 7, -1)), lambda x: jnp.broadcast_to(x, (3, 7, x.shape[-1])), normal((1, 5)), normal((1, 30_000))),
 ]  # fmt: skip
@@ -263,7 +264,7 @@ MISTAKES: dict = {
         "reshape: x has shape (7, 5); its 35 entries from axis 0 on do not fit (4, -1)",
     ),
     "a shape with two gaps": (lambda: mb.ops.reshape(shape=(-1, -1)), "reshape: shape is (-1, -1); wants sizes"),
-    "an axis too far to flatten": (lambda: mb.ops.flatten(from_axis=3)(X), "flatten: from_axis is 3; wants 0 … 2 for 2 axes"),
+    "an axis too far to flatten": (lambda: mb.ops.flatten(from_axis=3)(X), "flatten: from_axis is 3; wants -2 … 2 for 2 axes"),
     "a shape that is no repeat": (
         lambda: mb.ops.broadcast_to(shape=(7, 3))(X),
         "broadcast_to: x has shape (7, 5); wants each axis as in (7, 3), or 1",

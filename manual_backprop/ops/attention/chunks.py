@@ -41,7 +41,7 @@ def runs(T: int, S: int, chunk: int, band) -> Iterator[Run]:
     low, high = band
     chunks, rest = divmod(T, chunk)
     one_end = (low is None) != (high is None)
-    size = max(2, -(-chunks // RUNS)) if one_end else max(1, chunks)
+    size = max(1, -(-chunks // RUNS) if one_end else chunks)
     groups = [(c * chunk, chunk, min(size, chunks - c)) for c in range(0, chunks, size)]
     if rest or not chunks:
         groups.append((chunks * chunk, rest, 1))

@@ -51,9 +51,8 @@ def dense(*, bias: bool = True):
 
     def backward(residuals, dy):
         x, w, of_b = residuals
-        leading = tuple(range(x.ndim - 1))
         dx = product(dy, (-1,), w, (1,)).astype(x.dtype)
-        dw = product(x, leading, dy, leading).astype(w.dtype)
+        dw = product(rows(x), (0,), rows(dy), (0,)).astype(w.dtype)
         return (dx, dw, bias_gradient(dy, of_b)) if bias else (dx, dw)
 
     return (forward if bias else forward_without_bias), backward
@@ -64,6 +63,11 @@ def product(a, axes_of_a, b, axes_of_b) -> jax.Array:
     axes = tuple(axis % a.ndim for axis in axes_of_a), tuple(axis % b.ndim for axis in axes_of_b)
     wide = wide_dtype(jnp.result_type(a, b))
     return lax.dot_general(a, b, (axes, ((), ())), preferred_element_type=wide)
+
+
+def rows(x) -> jax.Array:
+    """x with its leading axes as one: a sum over one axis, where one over several would be laid out anew first."""
+    return x.reshape(-1, x.shape[-1])
 
 
 def bias_gradient(dy, b) -> jax.Array:

@@ -46,6 +46,7 @@ def transpose(*, axes: tuple[int, ...] | None = None):
 def reshape(*, shape: tuple[int, ...], from_axis: int = 0):
     """y = x with the axes from `from_axis` on in this shape; one may be -1, what is left;  dx = dy in x's shape.
 
+    A negative from_axis counts from the end: -1 is the last axis alone.
     Saved: x's shape.  (Magnus & Neudecker 1988.)
     """
     if sum(n == -1 for n in shape) > 1 or any(n < -1 for n in shape):
@@ -57,6 +58,7 @@ def reshape(*, shape: tuple[int, ...], from_axis: int = 0):
 def flatten(*, from_axis: int = 1):
     """y = x with the axes from `from_axis` on as one; those before, the batch, are kept;  dx = dy in x's shape.
 
+    A negative from_axis counts from the end: -2 joins the last two axes.
     Saved: x's shape.  (Magnus & Neudecker 1988.)
     """
     return reshaping("flatten", (-1,), from_axis)
@@ -89,8 +91,8 @@ def broadcast_to(*, shape: tuple[int, ...]):
 def reshaping(op: str, shape: tuple[int, ...], from_axis: int):
     def forward(x):
         want_float(op, x=x)
-        if not 0 <= from_axis <= x.ndim:
-            raise InputError(f"{op}: from_axis is {from_axis}; wants 0 … {x.ndim} for {x.ndim} axes")
+        if not -x.ndim <= from_axis <= x.ndim:
+            raise InputError(f"{op}: from_axis is {from_axis}; wants {-x.ndim} … {x.ndim} for {x.ndim} axes")
         kept, cut = x.shape[:from_axis], x.shape[from_axis:]
         entries, named = math.prod(cut), math.prod(n for n in shape if n != -1)
         if entries % named if -1 in shape and named else entries != named:
