@@ -47,7 +47,7 @@ class Tied(Layer):
                 raise InputError(
                     f"Tied: {first} holds {text(kept)}, {place} holds {text(copy)}; wants one shape and dtype"
                 )
-            params = _put(params, place, None)
+            params = put(params, place, None)
         return params, state
 
     def apply(self, params, state, x):
@@ -59,14 +59,14 @@ class Tied(Layer):
     def backward(self, params, residuals, dy):
         dparams, dx = self.layer.backward(self.spread(params), residuals, dy)
         first, *others = self.places
-        total = sum_over_paths(*(_get(dparams, place) for place in self.places))
+        total = sum_over_paths(*(get(dparams, place) for place in self.places))
         for place in others:
-            dparams = _put(dparams, place, None)
-        return _put(dparams, first, total), dx
+            dparams = put(dparams, place, None)
+        return put(dparams, first, total), dx
 
     def _found(self, params, place):
         try:
-            return _get(params, place)
+            return get(params, place)
         except KeyError:
             raise InputError(f"Tied: there is no place {place} in the parameters of {self.layer!r}") from None
 
@@ -74,20 +74,22 @@ class Tied(Layer):
         """The parameters of the layer within: the one at the first place, at every place."""
         first, *others = self.places
         for place in others:
-            params = _put(params, place, _get(params, first))
+            params = put(params, place, get(params, first))
         return params
 
 
-def _get(tree, path: Path):
+def get(tree, path: Path):
+    """What is at a place of params."""
     return reduce(lambda node, step: _children(node)[step], path, tree)
 
 
-def _put(tree, path: Path, value):
+def put(tree, path: Path, value):
+    """The params with a value at a place."""
     if not path:
         return value
     step, *rest = path
     children = _children(tree)
-    children[step] = _put(children[step], rest, value)
+    children[step] = put(children[step], rest, value)
     return children if isinstance(tree, dict) else tuple(children.values())
 
 

@@ -19,6 +19,9 @@ CALLS = ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoi
          "custom_vjp_call", "custom_vjp_call_jaxpr", "custom_lin", "name")  # fmt: skip
 
 
+LOOPS = ("scan", "while", "cond")
+
+
 class Place(NamedTuple):
     """An operand of an equation: `path` leads through calls and loops to the equation, `operand` counts from 0."""
 

@@ -44,7 +44,9 @@ def unsupported(error: Exception) -> bool:
 
 
 def refused(error: Exception) -> bool:
-    """Whether the candidate itself says that it does not take such arguments."""
+    """Whether the candidate itself says that it does not take such arguments; or divides by a size that is none."""
+    if isinstance(error, ZeroDivisionError):
+        return True
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next

@@ -80,24 +80,28 @@ def as_cotangent(y, dy):
     """dy in the structure and the dtypes of y, and JAX's float0 where an output is an integer. dy has None there."""
 
     def one(leaf, d):
+        if leaf is None:
+            return None
         if not is_inexact(leaf):
             return np.zeros(jnp.shape(leaf), jax.dtypes.float0)
         return d.astype(jnp.result_type(leaf))
 
-    leaves, tree = jax.tree.flatten(y)
+    leaves, tree = jax.tree.flatten(y, is_leaf=lambda leaf: leaf is None)
     dys = jax.tree.leaves(dy, is_leaf=lambda leaf: leaf is None)
     return tree.unflatten([one(leaf, d) for leaf, d in zip(leaves, dys, strict=True)])
 
 
 def flat_cotangents(dargs: Any, args: tuple) -> list:
-    """The cotangents, one a leaf of args. None stands for a whole argument without; so does JAX's float0.
+    """The cotangents, one a leaf of args. None stands for a whole argument, of zeros, as for JAX; for an integer it is
+    None, as JAX's float0 is.
 
     Raises ValueError where the structures differ.
     """
     leaves = []
     for arg, darg in zip(args, dargs, strict=True):
         tree = jax.tree.structure(arg)
-        leaves += [None] * tree.num_leaves if darg is None else tree.flatten_up_to(darg)
+        zeros = lambda leaf: jnp.zeros(jnp.shape(leaf), jnp.result_type(leaf)) if is_inexact(leaf) else None
+        leaves += [zeros(leaf) for leaf in jax.tree.leaves(arg)] if darg is None else tree.flatten_up_to(darg)
     return [None if getattr(leaf, "dtype", None) == jax.dtypes.float0 else leaf for leaf in leaves]
 
 

@@ -147,10 +147,12 @@ def _alike(flat, kinds, real) -> tuple[int, int] | None:
 
 
 def in_bounds(reference: Callable, args: tuple) -> bool:
-    """Whether the reference, on these arguments, indexes what is there."""
+    """Whether the reference, on these arguments, indexes what is there, up to the last: one more is out of bounds."""
+    raised = lambda leaf: leaf if is_inexact(leaf) or not _plain(leaf) or leaf.dtype == bool else leaf + 1
     try:
-        error, _ = checkify.checkify(reference, errors=checkify.index_checks)(*args)
-        return error.get() is None
+        check = checkify.checkify(reference, errors=checkify.index_checks)
+        within, beyond = (check(*each)[0].get() is None for each in (args, jax.tree.map(raised, args)))
+        return within and not beyond
     except Exception:  # what it does not know
         return False
 

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from manual_backprop.testing import judge, laws
+from manual_backprop.testing.diagnosis.omissions import omissions
 from manual_backprop.testing.diagnosis.paths import paths
 from manual_backprop.testing.diagnosis.patterns import patterns
 from manual_backprop.testing.diagnosis.places import is_place
@@ -110,7 +111,7 @@ def _told(first: Scene, second: Scene | None) -> Iterator[tuple[str, bool]]:
     by_numbers = [(text, text in again) for text in _whole(patterns, first)]
     formulas = [(text, sure) for text, sure in by_numbers if not is_place(text)]
     yield from formulas
-    by_path = sorted(_whole(paths, first, second))[:3]
+    by_path = sorted([*_whole(paths, first, second), *_whole(omissions, first, second)])[:3]
     yield from ((text, sure) for _, text, sure in by_path)
     if not formulas or not by_path:
         yield from ((text, sure) for _, text, sure in sorted(_whole(repairs, first, second))[:2])

@@ -4,10 +4,12 @@ Every operand of every equation of the reference gets a gate: its value stays, i
 enters each product once, so the gradient is affine in each gate: G(g) = G(1) - (1 - g) D, with D = G(1) - G(0) what
 flows through that operand. Where got - G(1) = (g - 1) D for some number g, the wrong gradient is explained: g = 0 is a
 value held constant, or a term dropped; g = -1 a wrong sign; any other number a wrong factor on that path alone.
+Two values held constant together, as both statistics of a norm, are tried for the first that have names.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -22,6 +24,7 @@ from manual_backprop.testing.jaxprs import evaluate, is_float, said, scaled
 from manual_backprop.testing.leaves import as_cotangent, is_inexact, to_numpy
 
 MOST = 20_000_000  # numbers that the gradients of all gates may have together
+IN_PAIRS = 12  # values that are held constant two at a time
 
 
 class Gate(NamedTuple):
@@ -32,6 +35,7 @@ class Gate(NamedTuple):
     whole: bool  # every use
     order: int
     assigned: bool  # the source line gives it a name
+    pair: bool = False  # two values
 
 
 def paths(first: Scene, second: Scene | None) -> Iterator[tuple[float, str, bool]]:
@@ -75,6 +79,10 @@ def _fitting(scene: Scene, gates: list[Gate], contributions: Callable) -> dict[G
             np.abs(d - t).max(initial=0) <= 1e-12 * np.abs(t).max(initial=0) for d, t in zip(parts, truth, strict=True)
         ):
             continue  # everything flows through it: a factor of the whole, said elsewhere
+        if gate.pair:
+            if all(scene.matches(i, t - part) for i, t, part in zip(wanted, truth, parts, strict=True)):
+                found[gate] = 0.0
+            continue
         g = 1 + np.sum(off * np.conj(D)) / size
         if all(scene.matches(i, t + (g - 1) * part) for i, t, part in zip(wanted, truth, parts, strict=True)):
             found[gate] = float(np.real(g))
@@ -86,6 +94,7 @@ def _plainness(g, gate: Gate) -> float:
         (0 if abs(g) < 1e-6 else 1 if abs(g + 1) < 1e-6 else 2)
         + 0.3 * (not gate.assigned)
         + 0.1 * (not gate.whole)
+        + 0.5 * gate.pair
         + 1e-4 * gate.order
     )
 
@@ -168,6 +177,10 @@ def _gates(closed, operands, index) -> list[Gate]:
             for place, equation in places:
                 used = f"operand {place.operand + 1} of {equation.primitive.name}, in {said(equation, closed)},"
                 gates.append(Gate((index[place],), used, False, order, False))
+    whole = [gate for gate in gates if gate.whole]
+    whole = sorted(whole, key=lambda gate: not gate.assigned)[:IN_PAIRS]
+    for a, b in itertools.combinations(whole, 2):
+        gates.append(Gate((*a.places, *b.places), f"{a.text} and {b.text}", True, a.order, a.assigned, True))
     return gates
 
 

@@ -38,8 +38,8 @@ def _of_values(scene: Scene, i: int, got, truth) -> Iterator[str]:
         if found and explain is not _not_linear:
             return
     for explain in (
-        _swapped, _conjugated, moved, moved_cotangent, repeated, counted, _operand, _exchanged, _term, averaged,
-        one_row, where,
+        _swapped, _conjugated, _diagonal, moved, moved_cotangent, repeated, counted, _operand, _exchanged, _term,
+        averaged, one_row, where,
     ):  # fmt: skip
         yield from explain(scene, i, got, truth)
 
@@ -98,6 +98,24 @@ def _swapped(scene: Scene, i: int, got, truth) -> Iterator[str]:
 def _conjugated(scene: Scene, i: int, got, truth) -> Iterator[str]:
     if np.iscomplexobj(truth) and scene.matches(i, np.conj(truth)):
         yield f"conjugated: {scene.name(i)} is the conjugate of the right one; its imaginary part has the other sign"
+
+
+def _diagonal(scene: Scene, i: int, got, truth) -> Iterator[str]:
+    """Each entry of y differentiated by the entry of the argument at its own place alone."""
+    if len(scene.dy) != 1 or scene.dy[0].shape != truth.shape or not 1 < truth.size <= 400:
+        return
+    with jax.enable_x64(True):
+        leaves, tree = jax.tree.flatten(scene.args)
+        of_leaf = lambda leaf: scene.on.reference(*tree.unflatten([*leaves[:i], leaf, *leaves[i + 1 :]]))
+        jacobian = to_numpy(jax.jacrev(of_leaf)(leaves[i]))
+    if jacobian.size != truth.size**2:
+        return
+    jacobian = jacobian.reshape(truth.size, truth.size)
+    if scene.matches(i, np.diag(jacobian).reshape(truth.shape) * scene.dy[0]):
+        yield (
+            f"a sum over paths is missing: {scene.name(i)} has the diagonal terms of the Jacobian alone, an entry of "
+            "y by the one at its own place; the off-diagonal terms are left out"
+        )
 
 
 def known(scene: Scene) -> Iterator[tuple[str, np.ndarray]]:
