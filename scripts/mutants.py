@@ -2,7 +2,8 @@
 
 Of every op, the first case of its table is the test: the op against its reference by `check_vjp`, effort "quick". Its
 backward pass is mutated in every way that `mutation_score` knows; a line says how many mutants the test catches, and
-names the survivors, each with its source line.  --write: into tests/mutants.md.
+names the survivors, each with its source line.  --write: into tests/mutants.md, of which the lines of these ops are
+renewed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from cases.routing import BY_DECREE
 from manual_backprop.errors import InputError, choose
 from manual_backprop.testing import check_vjp, mutation_score
 
+HEAD = "| op | caught | of | no mistake | survivors |\n|---|---|---|---|---|"
 FILE = ROOT / "tests" / "mutants.md"
 
 
@@ -52,6 +54,18 @@ def line(name: str, counts, survivors) -> str:
     return f"| {name} | {' | '.join(map(str, counts))} | {'; '.join(survivors)} |"
 
 
+def written() -> dict[str, str]:
+    """The lines of the file, by op."""
+    rows = [row for row in FILE.read_text().splitlines() if row.startswith("| ")] if FILE.exists() else []
+    return {row.split("|")[1].strip(): row for row in rows if not row.startswith(("| op ", "| **"))}
+
+
+def total(lines: dict[str, str]) -> str:
+    counts = [[int(cell) for cell in row.split("|")[2:5]] for row in lines.values()]
+    caught, of, equivalent = map(sum, zip(*counts, strict=True))
+    return f"| **all {len(lines)}** | **{caught}** | **{of}** | **{equivalent}** | {caught / max(of, 1):.4f} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ops", nargs="*", metavar="NAME", help="these ops alone (default: all)")
@@ -66,24 +80,20 @@ def main() -> None:
             choose("op", name, cases())
     except InputError as error:
         parser.error(str(error))
-    lines = ["| op | caught | of | no mistake | survivors |", "|---|---|---|---|---|"]
     found = {}
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
         running = {pool.submit(score, name, options.most): name for name in names}
         for one in as_completed(running):
-            *counts, survivors = found[running[one]] = one.result()
-            print(line(running[one], counts, survivors), flush=True)
-    lines += [line(name, found[name][:3], found[name][3]) for name in names]
-    caught, total, equivalent = (sum(counts) for counts in list(zip(*found.values(), strict=True))[:3])
-    lines.append(
-        f"| **all {len(names)}** | **{caught}** | **{total}** | **{equivalent}** | {caught / max(total, 1):.4f} |"
-    )
-    more = "".join(f" --{name} {value}" for name, value in (("most", options.most),) if value)
-    text = "\n".join(lines)
-    made = f"`python3 scripts/run.py mutants{more}`: jax {jax.__version__}, Python {platform.python_version()}."
-    print(f"{lines[-1]}\n{made}")
+            *counts, survivors = one.result()
+            found[running[one]] = line(running[one], counts, survivors)
+            print(found[running[one]], flush=True)
+    print(total(found))
     if options.write:
-        FILE.write_text(f"# Mutants of every backward pass, and what the tests catch\n\n{made}\n\n{text}\n")
+        lines = written() | found if options.ops else found
+        more = "".join(f" --{name} {value}" for name, value in (("most", options.most),) if value)
+        made = f"`python3 scripts/run.py mutants{more}`: jax {jax.__version__}, Python {platform.python_version()}."
+        table = "\n".join([HEAD, *(lines[name] for name in sorted(lines)), total(lines)])
+        FILE.write_text(f"# Mutants of every backward pass, and what the tests catch\n\n{made}\n\n{table}\n")
 
 
 if __name__ == "__main__":

@@ -173,7 +173,7 @@ def repeats(on: Subject, trial: Trial, precision: Precision) -> Iterator[Finding
     for leaf, value, *others in zip(on.names, *runs, strict=True):
         if value is None or not is_inexact(value):
             continue
-        on_cpu = all(device.platform == "cpu" for device in value.devices())
+        on_cpu = all(device.platform == "cpu" for device in getattr(value, "devices", set)())  # or it is numpy's
         alike = (lambda a, b: np.array_equal(a, b, equal_nan=True)) if on_cpu else nearly_equal
         ok = all(alike(to_numpy(value), to_numpy(other)) for other in others)
         apart = max(float(np.max(np.abs(to_numpy(value) - to_numpy(other)), initial=0)) for other in others)

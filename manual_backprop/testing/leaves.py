@@ -100,7 +100,7 @@ def flat_cotangents(dargs: Any, args: tuple) -> list:
     leaves = []
     for arg, darg in zip(args, dargs, strict=True):
         tree = jax.tree.structure(arg)
-        zeros = lambda leaf: jnp.zeros(jnp.shape(leaf), jnp.result_type(leaf)) if is_inexact(leaf) else None
+        zeros = lambda leaf: np.zeros(jnp.shape(leaf), jnp.result_type(leaf)) if is_inexact(leaf) else None
         leaves += [zeros(leaf) for leaf in jax.tree.leaves(arg)] if darg is None else tree.flatten_up_to(darg)
     return [None if getattr(leaf, "dtype", None) == jax.dtypes.float0 else leaf for leaf in leaves]
 

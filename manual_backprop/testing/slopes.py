@@ -46,15 +46,19 @@ def slopes(vjp: Callable, args, dy, place: int, entries: list[tuple[int, ...]]) 
 
     def one(entry) -> Slope:
         h = STEP * (abs(leaf[entry]) or unit)
-        here, sides = value(entry, 0), []
+        here, sides, off = value(entry, 0), [], 0.0
         for sign in (1, -1):
             near, far, farther = (sign * (value(entry, sign * h * k) - here) / (h * k) for k in (0.25, 0.5, 1))
             first, second = 2 * near - far, 2 * far - farther
-            settled = abs(first - second) <= 1e-3 * (abs(near) + 1e-3 * sum(np.abs(w).sum() for w in weights) / unit)
-            if np.isfinite(near + far + farther):
-                sides.append(first if settled else np.nan)
-        if not sides or np.isnan(sides).any():
+            if not np.isfinite(near + far + farther):
+                continue
+            if abs(first - second) <= 1e-3 * abs(near) + 3e-4 * largest(weights) / unit:
+                sides.append(first)
+                off = max(off, 2 * abs(first - second))
+            else:
+                return Slope(np.nan, np.nan, 0.0)
+        if not sides:
             return Slope(np.nan, np.nan, 0.0)
-        return Slope(min(sides), max(sides), TOLERANCE * (max(map(abs, sides)) + STEP * abs(here) / unit))
+        return Slope(min(sides), max(sides), off + TOLERANCE * (max(map(abs, sides)) + STEP * abs(here) / unit))
 
     return [one(entry) for entry in entries]

@@ -89,10 +89,7 @@ class _Leaf(Layer):
 
 class _Repeat(Repeat):
     def backward(self, params, residuals, dy):
-        def step(i, weights, residuals, dy):
-            return self.layer.backward(weights, residuals, dy)
-
-        return _in_place(step, self.n, params, residuals, dy)
+        return _in_place(self.layer.backward, self.n, params, residuals, dy)
 
     def start(self, params):
         return jax.vmap(lambda p: _started(self.layer, p))(params)
@@ -100,7 +97,7 @@ class _Repeat(Repeat):
 
 class _Reversible(Reversible):
     def backward(self, params, residuals, dy):
-        def step(i, weights, layer, carry):
+        def step(weights, layer, carry):
             weights, *carry = self.back(weights, *layer, *carry)
             return weights, tuple(carry)
 
@@ -190,17 +187,41 @@ def _updated(optimizer, weights: Weights, gradient) -> Weights:
 
 
 def _in_place(step, n: int, stack, residuals, carry):
-    """From the last layer to the first: weights, carry = step(i, weights, residuals, carry), written over the stack."""
+    """From the last layer to the first: weights, carry = step(weights, residuals, carry), written over the stack."""
 
     def run(of_all, residuals):
         i, stack, carry = of_all
         weights = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), stack)
-        weights, carry = step(i, weights, residuals, carry)
-        stack = jax.tree.map(lambda a, new: lax.dynamic_update_index_in_dim(a, new, i, 0), stack, weights)
-        return (i - 1, stack, carry), None
+        weights, carry = step(weights, residuals, carry)
+        return (i - 1, _written(stack, weights, i, carry), carry), None
 
     (_, stack, carry), _ = lax.scan(run, (jnp.int32(n - 1), stack, carry), residuals, length=n, reverse=True)
     return stack, carry
+
+
+def _written(stack, weights, i, carry):
+    """The stack with these weights at i. Written in place, which asks that nobody reads the old ones any more.
+
+    The compiler sees to that by a copy of the whole stack, where it is not clear. So parameters are written at an index
+    that is known when dx is; and what the optimiser remembers, of which they are made, at one known after that.
+    """
+    stacks, tree = jax.tree_util.tree_flatten_with_path(stack)
+    news = jax.tree.leaves(weights)
+    remembered = [any(getattr(key, "name", "") == "optimizer_state" for key in path) for path, _ in stacks]
+    after, written = carry, {}
+    for phase in (False, True):
+        index = _index_after(i, after)
+        for n, ((_, old), new) in enumerate(zip(stacks, news, strict=True)):
+            if remembered[n] == phase:
+                written[n] = lax.dynamic_update_index_in_dim(old, new, index, 0)
+        after = list(written.values())
+    return tree.unflatten([written[n] for n in range(len(stacks))])
+
+
+def _index_after(i, values):
+    """i, as something that is not known before the values are. No number is larger than infinity."""
+    first = (leaf[(0,) * leaf.ndim] for leaf in jax.tree.leaves(values) if jnp.issubdtype(leaf.dtype, jnp.floating))
+    return i + sum((number > jnp.inf).astype(jnp.int32) for number in first)
 
 
 def want_elementwise(optimizer) -> None:

@@ -75,13 +75,12 @@ def _changed(number: int, change: Callable) -> Callable:
 
 def _as_the_reference(run: Run, value: Operand, theirs) -> Iterator[Alternative]:
     """A value that the reference does not compute, replaced by one that it does."""
+    wrong = f"wrong residual, or a wrong operand: right with {_what(run, value)} replaced by the reference's"
     for n, (text, right) in enumerate(theirs):
         if right.shape == value.array.shape and right.dtype == value.dtype:
-            yield Alternative(
-                value, True, lambda run, n=n: run.reference[n][1], 1.4,
-                f"wrong residual, or a wrong operand: right with {_what(run, value)} replaced by the reference's {text}"
-                f"{_masked(value.array, right)}",
-            )  # fmt: skip
+            masked = _masked(value.array, right)
+            rank = 1.3 if masked else 1.4
+            yield Alternative(value, True, lambda run, n=n: run.reference[n][1], rank, f"{wrong} {text}{masked}")
 
 
 def _by_others(run: Run, operand: Operand, number: int, values: list[Operand], which: str) -> Iterator[Alternative]:
