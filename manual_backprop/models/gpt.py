@@ -133,9 +133,7 @@ def gpt(size: Size | str, schedule: Schedule = Schedule(), **head) -> Layer:
     positions = (
         [rounded(PositionalEmbedding(size.length, normal))] if size.architecture == "gpt2" else [rounded(Identity())]
     )
-    model = Serial(
-        Embedding(size.vocabulary, size.width, table_init=normal), *positions, *_blocks(size, schedule), norm
-    )
+    model = Serial(Embedding(size.vocabulary, size.width, table_init=normal), *positions, _blocks(size, schedule), norm)
     cost = LinearCrossEntropy(
         size.vocabulary, gradients=schedule.gradients, chunk=schedule.chunk, weight_init=normal, **head
     )
@@ -143,14 +141,14 @@ def gpt(size: Size | str, schedule: Schedule = Schedule(), **head) -> Layer:
     return Tied(objective, (0, 0, "table"), (1, "weight")) if size.architecture == "gpt2" else objective
 
 
-def _blocks(size: Size, schedule: Schedule) -> list[Layer]:
+def _blocks(size: Size, schedule: Schedule) -> Layer:
     rounded = lambda layer: layer if schedule.compute is None else Precision(layer, schedule.compute)
     attention, perceptron = _attention(size, schedule), _perceptron(size, schedule)
     if schedule.keep == "last":
         fork, join = Parallel(Identity(), Identity()), Apply(ops.add())
-        return [fork, Reversible(rounded(attention), rounded(perceptron), size.depth), join]
+        return Serial(fork, Reversible(rounded(attention), rounded(perceptron), size.depth), join)
     block = rounded(Serial(Residual(attention), Residual(perceptron)))
-    return [Repeat(Recompute(block) if schedule.keep == "inputs" else block, size.depth)]
+    return Repeat(Recompute(block) if schedule.keep == "inputs" else block, size.depth)
 
 
 def _attention(size: Size, schedule: Schedule) -> Serial:
@@ -199,6 +197,14 @@ def _dense(size: Size, features: int, ends: bool = False) -> Dense:
 def _normal(deviation: float) -> Initializer:
     """One initialiser a deviation: layers compare theirs by identity, and equal models are to be equal."""
     return jax.nn.initializers.normal(deviation)
+
+
+def training_flops(size: Size, tokens: int) -> float:
+    """Multiplications and additions of the matrix products of a training step, all pairs of positions counted."""
+    dense = size.width * (size.width // size.heads * (size.heads + 2 * size.key_heads) + size.width)
+    dense += size.width * size.hidden * (2 if size.architecture == "gpt2" else 3)
+    pairs = 2 * size.length * size.width
+    return 3 * 2 * tokens * (size.depth * (dense + pairs) + size.width * size.vocabulary)
 
 
 def logits(objective: Layer, params, state, ids) -> jax.Array:

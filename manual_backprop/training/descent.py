@@ -25,6 +25,7 @@ from manual_backprop.combinators.tied import get, put
 from manual_backprop.combinators.walk import children, is_several, with_children
 from manual_backprop.contract import Layer, want_layer
 from manual_backprop.errors import InputError
+from manual_backprop.training.loop import Metrics, Step, Training
 
 
 class Weights(NamedTuple):
@@ -66,6 +67,29 @@ class Descent:
         cost, state, residuals = self._descending.forward(weights, state, batch, key)
         weights, _ = self._descending.backward(weights, residuals, jnp.ones_like(cost))
         return (cost, state), weights
+
+
+@dataclass(frozen=True)
+class StepInBackward(Step):
+    """A `Step` that updates in the backward pass. Of a gradient that is dropped nothing can be told: its norm is 0."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        object.__setattr__(self, "descent", Descent(self.objective, self.optimizer))
+
+    def start(self, data) -> Training:
+        batch, _ = jax.eval_shape(self.batch, data, 0)
+        params, state = self.objective.init(jax.random.key(self.seed), batch)
+        return Training(self.descent.start(params), state, (), jnp.zeros((), jnp.int32))
+
+    def params(self, training: Training):
+        return self.descent.params(training.params)
+
+    def __call__(self, training: Training, data) -> tuple[Training, Metrics]:
+        weights, state, _, step = training
+        batch, key = self.batch(data, step)
+        (cost, state), weights = self.descent(weights, state, batch, key)
+        return Training(weights, state, (), step + 1), Metrics(cost, jnp.zeros_like(cost))
 
 
 # ── Layers whose backward pass gives new weights where others give the gradient ──────────────────────────────────────

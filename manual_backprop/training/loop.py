@@ -6,7 +6,7 @@ Steps run in chunks, one compiled `lax.scan` each: the device is asked for numbe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,8 +17,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from manual_backprop.combinators import Objective
-from manual_backprop.contract import value_and_grad
+from manual_backprop.contract import Layer, value_and_grad
 from manual_backprop.errors import InputError
 from manual_backprop.inspection import first_nonfinite
 
@@ -39,32 +38,46 @@ class Training(NamedTuple):
 class Metrics(NamedTuple):
     cost: jax.Array
     gradient_norm: jax.Array
+    more: Any = ()  # what `Step.measure` makes of the gradient
+
+
+def examples(key, data, n: int):
+    """n examples, drawn with replacement; data are arrays (x, target) with the examples along their first axis."""
+    index = jax.random.randint(key, (n,), 0, len(jax.tree.leaves(data)[0]))
+    return jax.tree.map(lambda leaf: leaf[index], data)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of gradient descent: `training, metrics = step(training, data)`; data are the arrays (x, target)."""
+    """One step of gradient descent: `training, metrics = step(training, data)`.
 
-    objective: Objective
+    draw: (key, data, batch size) -> the batch of a step.  measure: of a gradient, what is to be told of it.
+    """
+
+    objective: Layer
     optimizer: optax.GradientTransformationExtraArgs
     batch_size: int
     seed: int
+    draw: Callable = examples
+    measure: Callable = lambda gradient: ()
 
     def __post_init__(self):
         if self.batch_size < 1:
             raise InputError(f"batch size {self.batch_size} is out of range; wants at least one example")
 
     def start(self, data) -> Training:
-        params, state = self.objective.init(
-            jax.random.key(self.seed), jax.tree.map(lambda leaf: leaf[: self.batch_size], data)
-        )
+        batch, _ = jax.eval_shape(self.batch, data, 0)
+        params, state = self.objective.init(jax.random.key(self.seed), batch)
         return Training(params, state, self.optimizer.init(params), jnp.zeros((), jnp.int32))
 
     def batch(self, data, step) -> tuple[Any, jax.Array]:
-        """The examples of a step, drawn with replacement, and the key for its layers."""
+        """The batch of a step, and the key for its layers."""
         batch_key, layer_key = jax.random.split(jax.random.fold_in(jax.random.key(self.seed), step))
-        index = jax.random.randint(batch_key, (self.batch_size,), 0, len(jax.tree.leaves(data)[0]))
-        return jax.tree.map(lambda leaf: leaf[index], data), layer_key
+        return self.draw(batch_key, data, self.batch_size), layer_key
+
+    def params(self, training: Training):
+        """The parameters alone."""
+        return training.params
 
     def __call__(self, training: Training, data) -> tuple[Training, Metrics]:
         params, state, optimizer_state, step = training
@@ -79,7 +92,9 @@ class Step:
             value_fn=lambda params: self.objective.apply(params, state, batch),
         )
         params = optax.apply_updates(params, updates)
-        return Training(params, new_state, optimizer_state, step + 1), Metrics(cost, optax.tree.norm(gradient))
+        return Training(params, new_state, optimizer_state, step + 1), Metrics(
+            cost, optax.tree.norm(gradient), self.measure(gradient)
+        )
 
 
 def train(step: Step, training: Training, data, steps: int, chunk: int) -> Iterator[tuple[Training, Metrics]]:

@@ -36,6 +36,40 @@ def curves(rows: Sequence[dict], path: Path) -> None:
     _save(figure, path)
 
 
+def text_curves(rows: Sequence[dict], entropy: float | None, path: Path) -> None:
+    """Cost in training and held out, against the entropy where it is known; the gradient of each block over time.
+
+    rows: step, cost, held_out_cost, and block_norms, a list of a norm a block, or none.
+    """
+    steps = [row["step"] for row in rows]
+    norms = [row["block_norms"] for row in rows if row["block_norms"]]
+    figure, axes = plt.subplots(
+        1, 2 if norms else 1, figsize=(12 if norms else 7, 3.8), layout="constrained", squeeze=False
+    )
+    left = axes[0, 0]
+    left.plot(steps, [row["cost"] for row in rows], color=GREY, label="training")
+    left.plot(steps, [row["held_out_cost"] for row in rows], color=INK, label="held out")
+    if entropy is not None:
+        left.axhline(entropy, color=WRONG, linewidth=1, linestyle="--", label=f"entropy of the source, {entropy:.4f}")
+    left.set_title("average cost of a token, nats")
+    left.legend(frameon=False)
+    left.spines[["top", "right"]].set_visible(False)
+    left.grid(alpha=0.25)
+    left.set_xlabel("step")
+    if norms:
+        right = axes[0, 1]
+        image = right.imshow(
+            np.log10(np.maximum(np.array(norms).T, 1e-30)), aspect="auto", cmap="viridis", interpolation="nearest",
+            extent=(0, steps[-1], len(norms[0]) + 0.5, 0.5),
+        )  # fmt: skip
+        right.set_title("length of ∂C/∂w of each block, log₁₀")
+        right.set_xlabel("step")
+        right.set_ylabel("block")
+        right.set_yticks(range(1, len(norms[0]) + 1))
+        figure.colorbar(image, ax=right)
+    _save(figure, path)
+
+
 def mistakes(x, labels, opinions, shape, names: Sequence[str], path: Path, most: int = 12) -> None:
     """The misread pictures the network was surest of, each beside its opinion.
 

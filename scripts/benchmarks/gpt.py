@@ -7,14 +7,14 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import optax
-from benchmarks.row import Row
-from peers import flax_gpt
 
 import manual_backprop as mb
+from benchmarks.row import Row
 from manual_backprop import ops
 from manual_backprop.models import gpt as models
 from manual_backprop.models.gpt import Schedule, Size
 from manual_backprop.testing.timing import Program
+from peers import flax_gpt
 
 BATCH = 4
 SIZES = {
@@ -69,14 +69,5 @@ def row(title: str, peer_name: str, size: Size, objective: mb.Layer, peer: flax_
         f"{peer_name} + jax.value_and_grad + optax.adamw",
         Program(our_step, ((params, optimizer.init(params)), *batch), donate=True),
         Program(peer_step, ((variables, optimizer.init(variables)), *batch), donate=True),
-        flops(size),
+        models.training_flops(size, BATCH * size.length),
     )
-
-
-def flops(size: Size, batch: int = BATCH) -> float:
-    """Multiplications and additions of the matrix products of one step, all pairs of positions counted."""
-    tokens, s = batch * size.length, size
-    dense = s.width * (s.width // s.heads * (s.heads + 2 * s.key_heads) + s.width)
-    dense += s.width * s.hidden * (2 if s.architecture == "gpt2" else 3)
-    attention = 2 * s.length * s.width
-    return 3 * 2 * tokens * (s.depth * (dense + attention) + s.width * s.vocabulary)

@@ -8,9 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from benchmarks.row import Row
 
 import manual_backprop as mb
+from benchmarks.row import Row
 from manual_backprop.layers import Apply, Dense
 from manual_backprop.testing.timing import Program
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from benchmarks.row import Row
-from cases import FAMILIES
-from cases.measure import alone
+import jax
 
+from benchmarks.row import Row
+from cases import FAMILIES, random_like
+from cases.measure import alone
 from manual_backprop.testing.timing import Program
 
 
@@ -18,5 +19,7 @@ def ops() -> Iterator[Row]:
         for case in family.OPS:
             if case.large is not None and case.unit.name not in seen:
                 seen.add(case.unit.name)
-                ours, peer = alone(case)
-                yield Row(case.unit.name, "jax.vjp of the reference", ours, peer)
+                args = case._replace(draw=case.large).args()
+                inputs = args, random_like(jax.eval_shape(case.reference, *args), seed=1)
+                ours, peer = alone(case, *inputs)
+                yield Row(case.unit.name, "jax.vjp of the reference", Program(ours, inputs), Program(peer, inputs))

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
-from benchmarks.row import Row
 from jax import lax
 
 import manual_backprop as mb
+from benchmarks.row import Row
 from manual_backprop.layers import Apply, Dense, LayerNorm
 from manual_backprop.testing.timing import Program
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import optax
-from benchmarks.row import Row
 from jax import lax
 
 import manual_backprop as mb
+from benchmarks.row import Row
 from manual_backprop.layers import Apply, Dense
 from manual_backprop.testing.timing import Program
 from manual_backprop.training.descent import Descent
