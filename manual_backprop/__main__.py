@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import inspect
 import itertools
@@ -10,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import jax
@@ -61,6 +63,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     mutate.add_argument("--most", type=int, help="at most so many mutants")
     mutate.add_argument("--seed", type=int, default=0, help="of the arguments and of the choice of mutants")
     mutate.set_defaults(run=run_mutate)
+    plan = commands.add_parser("plan", help="say, without running it, what a training step of a transformer will take")
+    plan.add_argument("size", help="such as gpt2-124m")
+    plan.add_argument("--batch", type=int, default=8, help="examples of a step, over all devices (default: 8)")
+    plan.add_argument("--length", type=int, help="tokens of an example; default: as many as the size has positions")
+    plan.add_argument("--schedule", help="this one alone; default: each")
+    plan.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of matrix products")
+    plan.add_argument(
+        "--devices", type=int, default=1, help="over which the batch is split; more than there are: simulated"
+    )
+    plan.add_argument("--memory", help="of a device, such as 24GB: which schedules fit")
+    plan.add_argument("--rate", type=float, help="flops a second of a device, such as 400e12; default: measured here")
+    plan.add_argument("--bandwidth", type=float, help="bytes a second of its memory; default: measured here")
+    plan.set_defaults(run=run_plan)
     ops = commands.add_parser("ops", help="list the ops, with their options; or print the derivation of some")
     ops.add_argument("name", nargs="*", help="an op, such as layer_norm")
     ops.set_defaults(run=lambda options: derivations(options.name) if options.name else list_ops())
@@ -142,6 +157,38 @@ def run_mutate(options) -> int:
     score = mutation_score(test, candidate, *args, most=options.most, seed=options.seed)
     print(score)
     return 1 if score.survivors else 0
+
+
+def run_plan(options) -> int:
+    try:
+        from manual_backprop.training import plan
+    except ImportError as error:
+        raise InputError(f"plan wants {error.name}: pip install 'manual_backprop[train]'") from None
+    size = choose("plan: size", options.size, mb.models.gpt.SIZES)
+    length = size.length if options.length is None else options.length
+    for name, value, most in (
+        ("batch", options.batch, None),
+        ("devices", options.devices, None),
+        ("length", length, size.length),
+    ):
+        if value < 1 or (most and value > most):
+            raise InputError(
+                f"plan: {name} is {value}; wants 1 to {most}" if most else f"plan: {name} is {value}; wants 1 or more"
+            )
+    memory = None if options.memory is None else plan.bytes_of(options.memory)
+    if options.schedule is not None:
+        choose("plan: schedule", options.schedule, plan.SCHEDULES)
+    if options.devices > 1:
+        with suppress(RuntimeError):  # there are devices already: `plan` says if they are too few
+            jax.config.update("jax_num_cpu_devices", options.devices)
+    measured = plan.limits() if options.rate is None or options.bandwidth is None else (0.0, 0.0)
+    rate, bandwidth = options.rate or measured[0], options.bandwidth or measured[1]
+    compute = None if options.precision == "float32" else options.precision
+    size = dataclasses.replace(size, length=length)
+    chosen = [options.schedule] if options.schedule else list(plan.SCHEDULES)
+    plans = [plan.plan(size, options.batch, name, compute, options.devices) for name in chosen]
+    print(plan.in_words(plans, memory, rate, bandwidth))
+    return 0 if memory is None or any(p.peak <= memory for p in plans) else 1
 
 
 def constructors() -> dict:

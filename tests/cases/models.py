@@ -42,6 +42,15 @@ def tied(params, x):
     return jnp.tanh(affine(first, x)) @ first["w"] + second["b"]
 
 
+def reversible(params, x):
+    u, v = x
+    for i in range(3):
+        (norm, dense), (last, _) = jax.tree.map(lambda leaf, i=i: leaf[i], params)
+        u = u + affine(dense, flax_layer_norm(1e-5)(v, norm["scale"], norm["bias"]))
+        v = v + jnp.tanh(affine(last, u))
+    return u, v
+
+
 BLOCK = mb.Serial(LayerNorm(), Dense(5), Apply(mb.ops.gelu()))
 MLP = mb.models.mlp(11, 3, activation=mb.ops.tanh())
 DEEP = mb.Serial(mb.Repeat(mb.Residual(mb.Recompute(BLOCK)), 3), MLP)
@@ -64,6 +73,12 @@ LAYERS = [
         mb.Tied(mb.Serial(Dense(5), Apply(mb.ops.tanh()), Dense(5)), (0, "w"), (2, "w")),
         tied,
         normal((7, 5)),
+    ),
+    layer_case(
+        "Reversible",
+        mb.Reversible(mb.Serial(LayerNorm(), Dense(5)), mb.Serial(Dense(5), Apply(mb.ops.tanh())), 3),
+        reversible,
+        normal((7, 5), (7, 5)),
     ),
     layer_case(
         "Objective",

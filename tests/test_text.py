@@ -1,0 +1,129 @@
+"""Texts as tokens, and the experiment that learns them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import manual_backprop as mb
+from manual_backprop.training import text
+
+GPT = Path(__file__).parents[1] / "experiments" / "gpt.py"
+
+
+def run(*arguments, folder=None):
+    more = [] if folder is None else ["--folder", str(folder)]
+    return subprocess.run([sys.executable, str(GPT), *arguments, *more], capture_output=True, text=True)
+
+
+def test_the_markov_source_has_the_entropy_that_it_says():
+    """No model knows more than the table itself: its average cost, on many draws, is the entropy."""
+    source = text.markov(length=16, seed=3)
+    ids, labels = jax.jit(source.draw, static_argnums=2)(jax.random.key(0), source.train, 4096)
+    table = np.exp(np.asarray(source.train[0], np.float64))
+    pairs = np.exp(np.asarray(source.train[1], np.float64)).reshape(text.WORDS, text.WORDS)
+    ids, labels = np.asarray(ids), np.asarray(labels)
+    later = -np.log(table[ids[:, :-1], ids[:, 1:], labels[:, 1:]]).mean()
+    by_one = np.einsum("ab,abc->bc", pairs, table) / pairs.sum(0)[:, None]
+    first = -np.log(by_one[ids[:, 0], labels[:, 0]]).mean()
+    assert (first + 15 * later) / 16 == pytest.approx(source.entropy, rel=0.01)
+
+
+def test_the_source_is_stationary_and_a_function_of_the_key():
+    source = text.markov(length=64, seed=0)
+    draw = lambda seed: source.draw(jax.random.key(seed), source.train, 2048)
+    ids, labels = map(np.asarray, draw(0))
+    np.testing.assert_array_equal(ids[:, 1:], labels[:, :-1])
+    np.testing.assert_array_equal(ids, draw(0)[0])
+    assert (ids != np.asarray(draw(1)[0])).any()
+    early, late = (np.bincount(ids[:, t], minlength=text.WORDS) / len(ids) for t in (0, 63))
+    assert np.abs(early - late).max() < 0.05
+
+
+def test_the_standard_library_is_read_in_windows():
+    source = text.load("python", 32)
+    ids, labels = source.draw(jax.random.key(0), source.train, 3)
+    assert ids.shape == labels.shape == (3, 32) and ids.dtype == jnp.int32
+    np.testing.assert_array_equal(ids[:, 1:], labels[:, :-1])
+    raw = np.asarray(source.train).tobytes()
+    assert all(np.asarray(row, np.uint8).tobytes() in raw for row in ids)
+    assert len(source.train) > 1_000_000 and len(source.held_out) == pytest.approx(len(source.train) / 9, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("prose", 8), "--data 'prose' is unknown; known: files, markov, python"),
+        (("files", 8), "files go with --data files"),
+        (("markov", 8, [Path("x")]), "files go with --data files"),
+        (("files", 8, [Path("/no/such/file")]), "--files: /no/such/file cannot be read: No such file or directory"),
+        (("python", 8, (), Path("t.json")), "--tokenizer t.json goes with --data files"),
+    ],
+)
+def test_a_text_that_cannot_be_had_is_one_line(arguments, message):
+    with pytest.raises(mb.InputError) as error:
+        text.load(*arguments)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_text_shorter_than_a_block_is_one_line(tmp_path):
+    file = tmp_path / "short.txt"
+    file.write_text("too short")
+    with pytest.raises(mb.InputError, match="the text has 9 tokens, of which a tenth is held out; for a length of 8"):
+        text.load("files", 8, [file])
+
+
+def test_the_experiment_leaves_its_files_and_agrees_with_autodiff(tmp_path):
+    folder = tmp_path / "run"
+    done = run("--steps", "6", "--check-gradients", "3", "--sample", "9", folder=folder)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((folder / "result.json").read_text())
+    assert result["largest_gradient_difference"] < 1e-12
+    assert result["held_out_cost"] > result["entropy"]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [3, 6] and len(rows[0]["block_norms"]) == 2
+    assert len((folder / "sample.txt").read_text().strip()) == 9
+    assert (folder / "curves.png").stat().st_size > 10_000
+    assert "nats a token, held out" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_cost_comes_within_three_percent_of_the_entropy(tmp_path):
+    done = run(folder=tmp_path / "run")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert done.returncode == 0 and result["entropy"] <= result["held_out_cost"] <= 1.03 * result["entropy"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--schedule", "last"),
+        ("--update-in-backward", "--clip", "0"),
+        ("--precision", "bfloat16", "--accumulate", "2"),
+        ("--size", "modern-tiny", "--check-gradients", "2"),
+    ],
+    ids=" ".join,
+)
+def test_other_ways_to_run_it(arguments, tmp_path):
+    done = run("--steps", "4", "--sample", "3", *arguments, folder=tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--size", "tinny"), "--size 'tinny' is unknown; did you mean 'tiny'?"),
+        (("--update-in-backward",), "wants --clip 0 --accumulate 1"),
+        (("--accumulate", "3"), "--accumulate 3 does not divide --batch-size 16"),
+        (("--length", "100"), "--length 100: tiny has 64 positions; wants 2 to so many"),
+    ],
+)
+def test_a_mistake_on_the_line_is_one_line(arguments, message):
+    done = run(*arguments)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
