@@ -23,17 +23,22 @@ UNSEEN = {
 UNEXPLAINED = {
     "layer_norm: statistics of the wrong axis in dx",
     "batch_norm: statistics over the features in dx",
-    "weight norm: dg not divided by the norm",
-    "softmax: y rounded to three digits",
     "cross-entropy: smoothing left out",
     "cross-entropy: smoothing over the other classes alone",
     "info nce: one of two directions",
-    "mean squared error: cotangent ignored",  # said to be ignored, not to be non-linear
     "attention: the largest half of the cotangents kept",
     "gqa: keys tiled, not repeated",
-    "conv2d: dw off by one pixel",
-    "max pool: smallest of a window",
-    "lstm cell: path from h to c left out",
+    "weight norm: dg not divided by the norm",  # "a factor too much"
+    "max pool: smallest of a window",  # "right with argmin's operand negated"
+    "mean squared error: cotangent ignored",  # said to be ignored, not to be non-linear
+    "sigmoid: cotangent passed through",  # "a derivative is left out, that of logistic"
+    "attention with a soft cap: derivative of the cap left out",  # in these words, with the function and its line
+    "group_norm: count of pixels alone in the means",  # "a constant is changed, in 2 places"
+    # Told which value, and which one of the reference ought to stand there:
+    "rotary: positions off by one",
+    "rotary: another base",
+    "top-k gate: softmax over all experts",
+    "moving average: decay 0.99 in the backward pass",
     "dropout by a key: another mask in the backward pass",
 }
 # Refused though right, and why.
@@ -44,8 +49,6 @@ REFUSED = {
     "logsumexp of nothing",
     # At probability zero the slope is infinite, and the backward pass says 0.
     "entropy with zero probabilities",
-    # In float32 it loses three digits when the cotangent is ten thousand times larger; autodiff does not.
-    "matrix exponential by a block matrix",
 }
 
 
