@@ -71,8 +71,8 @@ def test_reversible_blocks_by_the_oracle():
 
 def test_a_wrong_inverse_is_found():
     class Wrong(mb.Reversible):
-        def back(self, params, state, key, x, dx):
-            return super().back(params, state, key, (x[0], 1.01 * x[1]), dx)
+        def back(self, like, params, state, key, x, dx):
+            return super().back(like, params, state, key, (x[0], 1.01 * x[1]), dx)
 
     layer = Wrong(mb.Serial(Dense(5), Apply(mb.ops.tanh())), mb.Serial(Dense(5), Apply(mb.ops.tanh())), 2)
     params, state = layer.init(KEY, (X, X))

@@ -11,12 +11,14 @@ from jax import lax
 from manual_backprop.combinators.shapes import output, shapes, sum_over_paths, want_same_shape
 from manual_backprop.contract import Layer, want_layer
 from manual_backprop.errors import InputError, inside, want_count
+from manual_backprop.ops.arrays import Spec, spec, wide
 
 
 class _Ends(NamedTuple):
-    y: tuple  # both streams after the last block
+    y: tuple  # both streams after the last block, in at least float32
     state: Any  # of f and g before, stacked
     keys: Any
+    of_x: tuple  # a Spec for each leaf of x
 
 
 @dataclass(frozen=True, repr=False)
@@ -28,7 +30,8 @@ class Reversible(Layer):
         backward    du = du′ + dv′ · ∂g/∂u′,    dv = dv′ + du · ∂f/∂v
 
     Only the last (u′, v′) is kept: the backward pass rebuilds what was before each block on its way down, at the price
-    of f and g once more. What is rebuilt is rounded anew, by each block.
+    of f and g once more. Streams are summed in at least float32, so that what is rebuilt is what was; f and g get them
+    in x's dtype.
     f and g must keep the shape and dtype of a stream. `params` and `state` are tuples, of f and g.
     """
 
@@ -56,47 +59,61 @@ class Reversible(Layer):
         return (f, g), (f_state, g_state)
 
     def apply(self, params, state, x):
+        like = _streams(x)
+
         def block(x, layer):
             (u, v), ((p, q), (s, t)) = x, layer
-            u = sum_over_paths(u, self.f.apply(p, s, v))
-            return (u, sum_over_paths(v, self.g.apply(q, t, u))), None
+            u = sum_over_paths(u, _wide(self.f.apply(p, s, _as(like[1], v))))
+            return (u, sum_over_paths(v, _wide(self.g.apply(q, t, _as(like[0], u))))), None
 
-        return lax.scan(block, _streams(x), (params, state), length=self.n)[0]
+        return _as(like, lax.scan(block, _wide(like), (params, state), length=self.n)[0])
 
     def forward(self, params, state, x, key=None):
         keys = None if key is None else jax.vmap(jax.random.split)(jax.random.split(key, self.n))
+        like = _streams(x)
 
         def block(x, layer):
             (u, v), ((p, q), (s, t), k) = x, layer
             kf, kg = (None, None) if k is None else k
-            fv, s, _ = self.f.forward(p, s, v, kf)
-            u = sum_over_paths(u, fv)
-            gu, t, _ = self.g.forward(q, t, u, kg)
-            return (u, sum_over_paths(v, gu)), (s, t)
+            fv, s, _ = self.f.forward(p, s, _as(like[1], v), kf)
+            u = sum_over_paths(u, _wide(fv))
+            gu, t, _ = self.g.forward(q, t, _as(like[0], u), kg)
+            return (u, sum_over_paths(v, _wide(gu))), (s, t)
 
         with inside(repr(self)):
-            y, new_state = lax.scan(block, _streams(x), (params, state, keys), length=self.n)
-        return y, new_state, _Ends(y, state, keys)
+            y, new_state = lax.scan(block, _wide(like), (params, state, keys), length=self.n)
+        return _as(like, y), new_state, _Ends(y, state, keys, jax.tree.map(spec, like))
 
     def backward(self, params, residuals, dy):
+        y, state, keys, like = residuals
+
         def block(carry, layer):
-            dparams, *carry = self.back(*layer, *carry)
+            dparams, *carry = self.back(like, *layer, *carry)
             return tuple(carry), dparams
 
-        y, state, keys = residuals
-        (_, dx), dparams = lax.scan(block, (y, _streams(dy)), (params, state, keys), length=self.n, reverse=True)
-        return dparams, dx
+        ends = y, _wide(_streams(dy))
+        (_, dx), dparams = lax.scan(block, ends, (params, state, keys), length=self.n, reverse=True)
+        return dparams, _as(like, dx)
 
-    def back(self, params, state, key, x, dx):
+    def back(self, like, params, state, key, x, dx):
         """One block downwards: its dparams, the streams before it, and their cotangents."""
         (u, v), (du, dv), (p, q), (s, t) = x, dx, params, state
         kf, kg = (None, None) if key is None else key
-        gu, _, of_g = self.g.forward(q, t, u, kg)
-        dq, more = self.g.backward(q, of_g, dv)
-        v, du = _less(v, gu), sum_over_paths(du, more)
-        fv, _, of_f = self.f.forward(p, s, v, kf)
-        dp, more = self.f.backward(p, of_f, du)
-        return (dp, dq), (_less(u, fv), v), (du, sum_over_paths(dv, more))
+        gu, _, of_g = self.g.forward(q, t, _as(like[0], u), kg)
+        dq, more = self.g.backward(q, of_g, _as(like[1], dv))
+        v, du = _less(v, _wide(gu)), sum_over_paths(du, _wide(more))
+        fv, _, of_f = self.f.forward(p, s, _as(like[1], v), kf)
+        dp, more = self.f.backward(p, of_f, _as(like[0], du))
+        return (dp, dq), (_less(u, _wide(fv)), v), (du, sum_over_paths(dv, _wide(more)))
+
+
+def _wide(x):
+    return jax.tree.map(wide, x)
+
+
+def _as(like, x):
+    """x in the dtypes of arrays, or Specs, like."""
+    return jax.tree.map(lambda s, leaf: leaf.astype(s.dtype), like, x, is_leaf=lambda leaf: isinstance(leaf, Spec))
 
 
 def _less(a, b):

@@ -122,12 +122,13 @@ class _Repeat(Repeat):
 class _Reversible(Reversible):
     def backward(self, params, residuals, dy):
         def step(weights, layer, carry):
-            weights, *carry = self.back(weights, *layer, *carry)
+            weights, *carry = self.back(like, weights, *layer, *carry)
             return weights, tuple(carry)
 
-        y, state, keys = residuals
-        weights, (_, dx) = _in_place(step, self.n, params, (state, keys), (y, dy))
-        return weights, dx
+        y, state, keys, like = residuals
+        ends = y, jax.tree.map(lambda d, end: d.astype(end.dtype), dy, y)
+        weights, (_, dx) = _in_place(step, self.n, params, (state, keys), ends)
+        return weights, jax.tree.map(lambda d, s: s.astype(d.dtype), dy, dx)
 
     def start(self, params):
         return jax.vmap(lambda p: tuple(_started(layer, q) for layer, q in zip((self.f, self.g), p, strict=True)))(

@@ -226,7 +226,7 @@ OPS = [
     Case(
         "chunked_attention, everything",
         CHUNKED(chunk=4, **EVERYTHING),
-        formula(causal, 0.9, 0.7, True, keep_by_chunk(0.8, 4, lambda c: (8, 8, 11)[c])),
+        formula(causal, 0.9, 0.7, True, keep_by_chunk(0.8, 4, lambda c: (4, 8, 11)[c])),
         further(*LONG, mask=(11, 13), bias=(2, 6, 11, 13), key=True),
     ),
     Case("chunked_attention, values far from zero", CHUNKED(chunk=4, scale=10.0), formula(scale=10.0), far_from_zero),

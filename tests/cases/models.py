@@ -13,7 +13,9 @@ from cases.case import layer_case, normal
 from cases.costs import integer_cross_entropy
 from cases.linear import affine
 from cases.norms import flax_layer_norm
-from manual_backprop.layers import Apply, Dense, Identity, LayerNorm
+from manual_backprop.layers import Apply, Dense, Embedding, Identity, LayerNorm
+from manual_backprop.models.gpt import Size, gpt
+from peers import flax_gpt
 
 
 def norm_dense_gelu(params, x):
@@ -81,6 +83,12 @@ LAYERS = [
         normal((7, 5), (7, 5)),
     ),
     layer_case(
+        "MicroBatches",
+        mb.MicroBatches(mb.Objective(Embedding(5, 3), Apply(mb.ops.softmax_cross_entropy())), 2),
+        lambda p, batch: integer_cross_entropy(p[0]["table"][batch[0]], batch[1]),
+        lambda rng: (rng.integers(0, 5, 6).astype(np.int32), rng.integers(0, 3, 6).astype(np.int32)),
+    ),
+    layer_case(
         "Objective",
         mb.Objective(DEEP, Apply(mb.ops.softmax_cross_entropy())),
         lambda p, batch: integer_cross_entropy(mlp(jnp.tanh)(p[0][1], residual_blocks(p[0][0], batch[0])), batch[1]),
@@ -95,6 +103,15 @@ MODELS = [
         mb.models.mlp(11, 3, last=mb.ops.sigmoid()),
         mlp(jax.nn.sigmoid, jax.nn.sigmoid),
         normal((7, 5)),
+    ),
+    *(
+        layer_case(
+            f"gpt, {size.architecture}",
+            gpt(size),
+            lambda p, batch, size=size: flax_gpt.cost(flax_gpt.GPT(size))(flax_gpt.to_flax(size, p), *batch),
+            lambda rng: tuple(rng.integers(0, 7, (2, 3)).astype(np.int32) for _ in range(2)),
+        )
+        for size in (Size(7, 5, 2, 4, 2), Size(7, 5, 2, 8, 2, 1, 5, architecture="modern"))
     ),
     layer_case("chain", mb.models.chain(), mlp(jax.nn.sigmoid, jax.nn.sigmoid), normal((7, 1))),
 ]
