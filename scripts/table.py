@@ -140,8 +140,8 @@ def main() -> None:
         print(rows[-1].line(), flush=True)
         jax.clear_caches()
     if options.write and options.ops:
-        fresh = {row.op: row for row in rows}
-        rows = [fresh.get(row.op, row) for row in written(head)]
+        known = {row.op: row for row in (*written(head), *rows)}  # an op that is new comes where the cases have it
+        rows = [known[name] for name in rows_of if name in known]
     medians = [statistics.median(values) for values in zip(*(row[5:] for row in rows), strict=True)]
     foot = f"| median | | | | | {' | '.join(f'{value:.2f}' for value in medians)} |"
     print(foot)
