@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend import core
 
+from manual_backprop.testing.jaxprs import INNER, scan_counts
+
 PRODUCTS = ("dot_general", "conv_general_dilated")
-INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
 
 class Products(NamedTuple):
@@ -52,7 +53,7 @@ def _of_equation(equation, asked: list[bool]) -> Products:
     if name in PRODUCTS:
         return _product(equation)
     if name == "scan":
-        carried = params["num_carry"]
+        _, carried = scan_counts(params)
         body = _of(params["jaxpr"].jaxpr, [True] * carried + asked[carried:])
         return body.times(params["length"])
     if name == "cond":

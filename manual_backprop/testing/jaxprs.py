@@ -81,7 +81,8 @@ def _carry_out(equation, operands: list, say: Say, path: tuple[int, ...]) -> lis
 
 
 def _scan(params, operands, say: Say, path) -> list:
-    n, m = params["num_consts"], params["num_consts"] + params["num_carry"]
+    n, carried = scan_counts(params)
+    m = n + carried
     consts, carry, xs = operands[:n], operands[n:m], operands[m:]
     inner = _opened(params["jaxpr"])
 
@@ -92,6 +93,14 @@ def _scan(params, operands, say: Say, path) -> list:
     length, reverse, unroll = params["length"], params["reverse"], params["unroll"]
     carry, ys = jax.lax.scan(step, carry, xs, length=length, reverse=reverse, unroll=unroll)
     return [*carry, *ys]
+
+
+def scan_counts(params) -> tuple[int, int]:
+    """How many constants a scan has, and how many values it carries."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()  # jax 0.12
+    return len(consts), len(carry)
 
 
 def _opened(jaxpr) -> tuple:
