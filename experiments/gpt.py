@@ -115,8 +115,8 @@ def optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
     )
     decayed = lambda params: jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in DECAYED, params)
     adamw = optax.adamw(rate, b2=0.99, weight_decay=config.weight_decay, mask=decayed)
-    clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
-    return optax.with_extra_args_support(optax.chain(clip, adamw) if config.clip else adamw)
+    clipped = optax.chain(optax.clip_by_global_norm(config.clip), adamw) if config.clip else adamw
+    return optax.with_extra_args_support(clipped)
 
 
 def objective_of(config: Config, size: Size) -> mb.Layer:

@@ -78,9 +78,8 @@ class StepInBackward(Step):
         object.__setattr__(self, "descent", Descent(self.objective, self.optimizer))
 
     def start(self, data) -> Training:
-        batch, _ = jax.eval_shape(self.batch, data, 0)
-        params, state = self.objective.init(jax.random.key(self.seed), batch)
-        return Training(self.descent.start(params), state, (), jnp.zeros((), jnp.int32))
+        first = super().start(data)
+        return first._replace(params=self.descent.start(first.params), optimizer_state=())
 
     def params(self, training: Training):
         return self.descent.params(training.params)
