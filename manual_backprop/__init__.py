@@ -6,6 +6,7 @@ each imports only what is before it.
 
 from manual_backprop import combinators, inspection, layers, models, ops, testing
 from manual_backprop.combinators import (
+    LossScale,
     MicroBatches,
     Objective,
     Parallel,
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "InputError",
     "Layer",
+    "LossScale",
     "MicroBatches",
     "Objective",
     "Op",

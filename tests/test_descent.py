@@ -96,6 +96,7 @@ def test_clipping_by_value_is_not():
     Descent(gpt(SIZES["gpt2"]), optax.chain(optax.clip(1.0), optax.adamw(1e-3)))
 
 
-def test_micro_batches_are_refused():
-    with pytest.raises(mb.InputError, match="MicroBatches add up their gradients"):
-        Descent(mb.MicroBatches(gpt(SIZES["gpt2"]), 2), optax.sgd(0.1))
+@pytest.mark.parametrize("whole", [lambda o: mb.MicroBatches(o, 2), mb.LossScale], ids=["MicroBatches", "LossScale"])
+def test_what_needs_the_whole_gradient_is_refused(whole):
+    with pytest.raises(mb.InputError, match="knows the gradient only when all of it is there"):
+        Descent(whole(gpt(SIZES["gpt2"])), optax.sgd(0.1))

@@ -123,11 +123,11 @@ def test_every_op_has_a_derivation_and_a_source(name):
 
 
 def layers() -> list[str]:
-    values = {name: getattr(mb.layers, name) for name in mb.layers.__all__}
+    values = {name: getattr(floor, name) for floor in (mb.layers, mb.combinators) for name in floor.__all__}
     return [name for name, value in values.items() if inspect.isclass(value) and issubclass(value, mb.Layer)]
 
 
-@pytest.mark.parametrize("name", [*layers(), *mb.combinators.__all__])
+@pytest.mark.parametrize("name", layers())
 def test_every_layer_and_combinator_has_a_case(name):
     if name in ("OpLayer", "Precision"):
         return  # the base of the others; and one of a dtype of its own, which test_schedules.py tests

@@ -1,14 +1,21 @@
 """Schedules of the backward pass leave the gradient as it is: parts of a batch, reversible blocks, other precisions."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import manual_backprop as mb
+from manual_backprop.combinators.deferred import is_owed
+from manual_backprop.combinators.split import settled, split
 from manual_backprop.combinators.walk import children, map_leaves
 from manual_backprop.layers import Apply, Dense, Dropout, Embedding, LayerNorm, LinearCrossEntropy
+from manual_backprop.models.gpt import Schedule, Size, gpt
 from manual_backprop.testing import check_vjp
+from manual_backprop.training.loop import NonFinite, Step, train
 
 KEY = jax.random.key(0)
 X, TARGET = jax.random.normal(KEY, (6, 5)), jax.random.normal(jax.random.key(1), (6, 3))
@@ -27,6 +34,157 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(n):
     expected, whole = gradient(REGRESSION, (X, TARGET))
     np.testing.assert_allclose(cost, expected, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), dparams, whole)
+
+
+SIZES = {
+    "gpt2": Size(37, 13, 3, 24, 4),
+    "modern": Size(37, 13, 3, 24, 4, 2, architecture="modern"),
+}
+KEEPS = {keep: Schedule(keep) for keep in ("everything", "dear", "inputs", "last")} | {
+    "bfloat16": Schedule("dear", compute="bfloat16")
+}
+IDS = jnp.asarray(np.random.default_rng(0).integers(0, 37, (4, 11)), jnp.int32)
+
+
+def halves(objective, batch, which=lambda leaf: True):
+    """The gradient in two steps, and how many layers owe theirs."""
+    params, state = objective.init(KEY, batch)
+    layer = split(objective, which)
+
+    @jax.jit
+    def run(params):
+        cost, _, residuals = layer.forward(params, state, batch)
+        return layer.backward(params, residuals, jnp.ones_like(cost))[0]
+
+    owed = run(params)
+    count = sum(map(is_owed, jax.tree.leaves(owed, is_leaf=is_owed)))
+    return jax.jit(lambda params, owed: settled(layer, params, owed))(params, owed), count
+
+
+@pytest.mark.parametrize("schedule", KEEPS.values(), ids=KEEPS)
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_a_gradient_in_two_halves_is_the_gradient(size, schedule):
+    objective = gpt(size, schedule)
+    later, count = halves(objective, (IDS, IDS))
+    _, at_once = gradient(objective, (IDS, IDS))
+    assert count > 8
+    tolerance = 1e-2 if schedule.compute else 1e-5
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance / 10), later, at_once)
+
+
+def test_only_the_chosen_layers_owe_their_gradient():
+    later, count = halves(REGRESSION, (X, TARGET), lambda leaf: leaf == Dense(7))
+    assert count == 1
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), later, gradient(REGRESSION, (X, TARGET))[1])
+    assert split(REGRESSION, lambda leaf: False) == REGRESSION
+
+
+def test_the_first_half_has_no_weight_products():
+    """What nobody asks for is not computed: of three products a layer, the backward half on the way has one."""
+    batch = X, TARGET
+    params, state = REGRESSION.init(KEY, batch)
+    _, _, residuals = REGRESSION.forward(params, state, batch)
+
+    def products(layer):
+        run = jax.jit(lambda params, residuals: layer.backward(params, residuals, jnp.ones(())))
+        return run.lower(params, residuals).compile().cost_analysis()["flops"]
+
+    assert products(split(REGRESSION)) < 0.6 * products(REGRESSION)
+
+
+@pytest.mark.parametrize("schedule", KEEPS.values(), ids=KEEPS)
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_one_product_for_the_parts_of_a_batch(size, schedule):
+    objective = gpt(size, schedule)
+    _, one = gradient(mb.MicroBatches(objective, 2, products="one"), (IDS, IDS))
+    _, each = gradient(mb.MicroBatches(objective, 2), (IDS, IDS))
+    tolerance = 1e-2 if schedule.compute else 1e-5
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance / 10), one, each)
+
+
+def test_micro_batches_of_a_split_objective_are_one_line():
+    parts = split(mb.MicroBatches(REGRESSION, 2))
+    params, state = parts.init(KEY, (X, TARGET))
+    with pytest.raises(mb.InputError, match=r"MicroBatches.*gradients are owed"):
+        parts.forward(params, state, (X, TARGET))
+
+
+def test_a_tied_embedding_adds_its_rows_to_the_heads_gradient_in_place():
+    """The table is large beside all else: the gradient is the only other one of its size."""
+    rows, ids = 20_000, IDS
+    head = LinearCrossEntropy(rows, gradients="backward", chunk=500)
+    objective = mb.Tied(mb.Objective(mb.Serial(Embedding(rows, 64), LayerNorm()), head), (0, 0, "table"), (1, "weight"))
+    params, state = jax.eval_shape(objective.init, KEY, (ids, ids))
+    compiled = jax.jit(mb.value_and_grad(objective)).lower(params, state, (ids, ids)).compile()
+    memory = compiled.memory_analysis()
+    assert memory.output_size_in_bytes >= rows * 64 * 4
+    assert memory.temp_size_in_bytes < 0.2 * rows * 64 * 4
+
+
+# ── cotangents that float16 would round to nothing ───────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, repr=False)
+class Small(mb.Stateless):
+    def run(self, params, x):
+        return 1e-8 * x, ()
+
+    def backward(self, params, residuals, dy):
+        return {}, 1e-8 * dy
+
+
+NETWORK = mb.Serial(Dense(7), Apply(mb.ops.tanh()), Dense(3))
+SMALL = mb.Serial(Apply(mb.ops.squared_error()), Small())
+HALF = mb.Objective(mb.Precision(NETWORK, "float16"), SMALL)
+
+
+def norm(tree) -> float:
+    return float(jnp.sqrt(sum(jnp.sum(jnp.square(1e8 * leaf)) for leaf in jax.tree.leaves(tree))))
+
+
+def test_a_scaled_cost_keeps_the_cotangents_that_float16_loses():
+    _, exact = gradient(mb.Objective(NETWORK, SMALL), (X, TARGET))
+    _, lost = gradient(HALF, (X, TARGET))
+    _, kept = gradient(mb.LossScale(HALF), (X, TARGET))
+    difference = lambda tree: norm(jax.tree.map(lambda a, b: a - b, tree, exact)) / norm(exact)
+    assert difference(kept) < 0.01
+    assert difference(lost) > 0.3
+
+
+def test_the_scale_halves_when_a_gradient_overflows_and_doubles_after_some_that_do_not():
+    objective = mb.LossScale(HALF, initial=2.0**60, patience=3)
+    params, state = objective.init(KEY, (X, TARGET))
+    step = jax.jit(mb.value_and_grad(objective))
+    scales, finite = [], []
+    for _ in range(45):
+        scales.append(float(state.scale))
+        (_, state), dparams = step(params, state, (X, TARGET))
+        finite.append(all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(dparams)))
+    for i in range(44):
+        if not finite[i]:
+            assert scales[i + 1] == scales[i] / 2
+        else:
+            assert scales[i + 1] in (scales[i], 2 * scales[i])
+            assert (scales[i + 1] == 2 * scales[i]) == (
+                finite[max(0, i - 2) : i + 1] == [True] * 3 and scales[i - 2] == scales[i]
+            )
+    assert not finite[0] and finite.count(True) > 10 and 2.0**20 < scales[-1] < 2.0**50
+
+
+def test_steps_with_an_overflown_gradient_are_left_out_and_training_goes_on():
+    objective = mb.LossScale(HALF, initial=2.0**60)
+    adam = optax.with_extra_args_support(optax.adam(1e-2))
+    step = Step(objective, adam, 4, 0, skips=50)
+    start = step.start((X, TARGET))
+    skipped = []
+    for training, metrics in train(step, start, (X, TARGET), 60, 20):
+        skipped += metrics.skipped.tolist()
+        if len(skipped) == 20:
+            jax.tree.map(np.testing.assert_array_equal, training.params, start.params)
+    assert skipped == sorted(skipped, reverse=True) and 20 <= sum(skipped) < 50
+    assert norm(jax.tree.map(lambda a, b: a - b, training.params, start.params)) > 0
+    with pytest.raises(NonFinite, match="the cost or the gradient is not finite"):
+        list(train(Step(objective, adam, 4, 0, skips=5), start, (X, TARGET), 60, 20))
 
 
 def test_parts_with_unequal_numbers_of_tokens_count_by_them():

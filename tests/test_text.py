@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 
 import manual_backprop as mb
 from manual_backprop.training import text
@@ -69,6 +70,82 @@ def test_a_text_that_cannot_be_had_is_one_line(arguments, message):
     with pytest.raises(mb.InputError) as error:
         text.load(*arguments)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+PROSE = "To see the backward pass, write it: ∂C/∂w = ∂C/∂a · ∂a/∂z · ∂z/∂w.\r\n\t漢字 and é cost more bytes.\n" * 40
+
+
+def byte_pairs_of(prose: str, vocabulary: int):
+    """A tokenizer whose smallest tokens are bytes, so that it has all texts, learned from one."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=vocabulary, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([prose], trainer)
+    return tokenizer
+
+
+def test_a_tokenizers_file_makes_tokens(tmp_path):
+    prose, file = tmp_path / "prose.txt", tmp_path / "tokenizer.json"
+    prose.write_bytes(PROSE.encode())
+    tokenizer = byte_pairs_of(PROSE, 300)
+    tokenizer.save(str(file))
+    source = text.load("files", 8, [prose, prose], tokenizer=file)
+    ids = np.concatenate([source.train, source.held_out])
+    assert source.vocabulary == 300 and ids.dtype == np.int32
+    np.testing.assert_array_equal(ids, tokenizer.encode(f"{PROSE}\n{PROSE}").ids)
+    assert ids.max() >= text.BYTES and len(ids) < len(PROSE.encode())  # several bytes a token
+    assert source.decode(ids) == f"{PROSE}\n{PROSE}"
+    drawn, following = source.draw(jax.random.key(0), source.train, 3)
+    assert drawn.shape == following.shape == (3, 8)
+    np.testing.assert_array_equal(drawn[:, 1:], following[:, :-1])
+    encode, decode, _ = text.byte_pairs(file)
+    other = "other letters: Ω\x00 ☃, and a line\n"
+    assert decode(encode(other)) == other
+
+
+def test_a_tokenizers_limits_are_not_the_texts(tmp_path):
+    """Such as a model's longest sentence, at which its file says to cut; and ids that no token has."""
+    file = tmp_path / "tokenizer.json"
+    tokenizer = byte_pairs_of(PROSE, 300)
+    whole = tokenizer.encode(PROSE).ids
+    tokenizer.enable_truncation(16)
+    tokenizer.enable_padding(length=len(whole) + 8)
+    tokenizer.save(str(file))
+    assert text.byte_pairs(file)[0](PROSE) == whole
+    tokens = json.loads(file.read_text())
+    vocabulary = tokens["model"]["vocab"]
+    vocabulary[max(vocabulary, key=vocabulary.get)] = 999
+    file.write_text(json.dumps(tokens))
+    assert text.byte_pairs(file)[2] == 1000
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "No such file or directory"),
+        (b"{}", "Model missing"),
+        (b"Some prose,\nin two lines\n", "expected value at line 1 column 1"),
+        (bytes(range(256)), "not contain valid UTF-8"),
+    ],
+    ids=["no file", "another JSON", "prose", "bytes"],
+)
+def test_a_tokenizer_that_cannot_be_had_is_one_line(content, message, tmp_path):
+    prose, file = tmp_path / "prose.txt", tmp_path / "tokenizer.json"
+    prose.write_text(PROSE)
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(mb.InputError) as error:
+        text.load("files", 8, [prose], tokenizer=file)
+    assert str(error.value).startswith(f"--tokenizer {file} cannot be read: ")
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_without_the_package_of_tokenizers_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(mb.InputError, match=r"^--tokenizer wants the package tokenizers: pip install tokenizers$"):
+        text.byte_pairs(tmp_path / "tokenizer.json")
 
 
 def test_a_text_shorter_than_a_block_is_one_line(tmp_path):

@@ -3,6 +3,7 @@
 `params` and `state` of a combinator of several layers are tuples, one entry a layer. A PRNG key is split, one a layer.
 """
 
+from manual_backprop.combinators.loss_scale import LossScale
 from manual_backprop.combinators.micro_batches import MicroBatches
 from manual_backprop.combinators.objective import Objective
 from manual_backprop.combinators.precision import Precision
@@ -11,9 +12,11 @@ from manual_backprop.combinators.repeat import Repeat
 from manual_backprop.combinators.residual import Residual
 from manual_backprop.combinators.reversible import Reversible
 from manual_backprop.combinators.several import Parallel, Serial
+from manual_backprop.combinators.split import settled, split
 from manual_backprop.combinators.tied import Tied
 
 __all__ = [
+    "LossScale",
     "MicroBatches",
     "Objective",
     "Parallel",
@@ -24,4 +27,6 @@ __all__ = [
     "Reversible",
     "Serial",
     "Tied",
+    "settled",
+    "split",
 ]

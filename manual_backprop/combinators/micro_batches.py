@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from manual_backprop.combinators.deferred import is_owed
 from manual_backprop.combinators.shapes import shapes, sum_over_paths
+from manual_backprop.combinators.split import settled, split
 from manual_backprop.contract import Layer, want_layer
 from manual_backprop.errors import InputError, inside, want_count
+from manual_backprop.layers import Dense
 
 
 class _Gradient(NamedTuple):
@@ -32,16 +35,22 @@ class MicroBatches(Layer):
     Each part goes forward and, with ∂C/∂Cᵢ = shareᵢ, backward before the next begins; what is kept is the gradient.
     count: of a part of the batch how much its average counts, such as its number of tokens that are not ignored;
     shareᵢ = countᵢ / Σ count. By default all parts count alike.
+    products: the weight's gradient in a `Dense` layer, Σ xᵀ dy, is summed part by part ("each"), or is "one" product at
+    the end, over the rows of all parts: then x and dy of every part are kept for it. One large product is faster than
+    many narrow ones, of which each reads and writes a whole gradient.
     State passes from part to part; each has a key of its own. Nothing flows back to the batch: its cotangent is None.
     """
 
     objective: Layer
     n: int
     count: Callable = equal
+    products: Literal["each", "one"] = "each"
 
     def __post_init__(self):
         want_layer("MicroBatches", self.objective)
         object.__setattr__(self, "n", want_count("MicroBatches: n", self.n))
+        if self.products not in ("each", "one"):
+            raise InputError(f"MicroBatches: products is {self.products!r}; wants 'each' or 'one'")
 
     def init(self, key, batch):
         part = lambda batch: jax.tree.map(lambda leaf: leaf[0], self.parts(batch))
@@ -53,19 +62,33 @@ class MicroBatches(Layer):
         return jnp.sum(self.shares(parts).astype(Cs.dtype) * Cs)
 
     def forward(self, params, state, batch, key=None):
-        def part(carry, of_part):
-            state, dparams = carry
+        late = lambda leaf: self.products == "one" and isinstance(leaf, Dense)
+        objective = split(self.objective, late)
+
+        def part(state, of_part):
             batch, share, key = of_part
-            C, state, residuals = self.objective.forward(params, state, batch, key)
+            C, state, residuals = objective.forward(params, state, batch, key)
             share = share.astype(C.dtype)
-            more, _ = self.objective.backward(params, residuals, share)
-            return (state, sum_over_paths(dparams, more)), share * C
+            more, _ = objective.backward(params, residuals, share)
+            return state, share * C, more
+
+        def step(carry, of_part):
+            state, dparams = carry
+            state, C, more = part(state, of_part)
+            return (state, sum_over_paths(dparams, _summed(more))), (C, _kept(more))
 
         parts = self.parts(batch)
         keys = None if key is None else jax.random.split(key, self.n)
-        empty = state, jax.tree.map(jnp.zeros_like, params)
+        of_parts = parts, self.shares(parts), keys
         with inside(f"MicroBatches {self.objective!r}"):
-            (state, dparams), Cs = lax.scan(part, empty, (parts, self.shares(parts), keys))
+            first = jax.tree.map(lambda leaf: leaf[0], of_parts)
+            _, _, more = jax.eval_shape(part, state, first)
+            if self.products == "each" and any(map(is_owed, jax.tree.leaves(more, is_leaf=is_owed))):
+                raise InputError("gradients are owed, of which there is no sum (see split); split what is not in parts")
+            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), _summed(more))
+            (state, summed), (Cs, kept) = lax.scan(step, (state, zeros), of_parts)
+            owed = jax.tree.map(lambda a, b: b if is_owed(b) else a, summed, kept, is_leaf=_is_place)
+            dparams = settled(objective, params, owed, parts=True)
         return jnp.sum(Cs), state, _Gradient(dparams, jax.tree.map(lambda leaf: None, batch))
 
     def backward(self, params, residuals, dy):
@@ -84,3 +107,17 @@ class MicroBatches(Layer):
     def shares(self, parts) -> jax.Array:
         counts = jax.vmap(lambda part: jnp.asarray(self.count(part), jnp.float32))(parts)
         return counts / jnp.sum(counts)
+
+
+def _summed(dparams):
+    """The gradients that are there, None in the place of what is owed."""
+    return jax.tree.map(lambda node: None if is_owed(node) else node, dparams, is_leaf=is_owed)
+
+
+def _kept(dparams):
+    """What is owed, None in the place of gradients that are there."""
+    return jax.tree.map(lambda node: node if is_owed(node) else None, dparams, is_leaf=is_owed)
+
+
+def _is_place(node) -> bool:
+    return node is None or is_owed(node)

@@ -45,18 +45,25 @@ class Precision(Layer):
         return self.layer.init(key, x)
 
     def apply(self, params, state, x):
-        return self.layer.apply(self._rounded(params), state, self._rounded(x))
+        return self.layer.apply(self.rounded(params), state, self.rounded(x))
 
     def forward(self, params, state, x, key=None):
-        y, state, residuals = self.layer.forward(self._rounded(params), state, self._rounded(x), key)
+        y, state, residuals = self.layer.forward(self.rounded(params), state, self.rounded(x), key)
         return y, state, _Rounded(jax.tree.map(spec, x), residuals)
 
     def backward(self, params, residuals, dy):
-        of_x, residuals = residuals
-        dparams, dx = self.layer.backward(self._rounded(params), residuals, dy)
-        dparams = jax.tree.map(lambda d, p: d.astype(p.dtype), dparams, params)
-        back = lambda s, d: None if d is None else d.astype(s.dtype)
-        return dparams, jax.tree.map(back, of_x, dx, is_leaf=lambda s: isinstance(s, Spec))
+        dparams, dx = self.layer.backward(self.rounded(params), residuals.residuals, dy)
+        return self.dparams(params, dparams), self.dx(residuals, dx)
 
-    def _rounded(self, tree):
+    def dparams(self, params, dparams):
+        """The gradient of what was rounded as that of what it was rounded from."""
+        return jax.tree.map(lambda d, p: d.astype(p.dtype), dparams, params)
+
+    def dx(self, residuals, dx):
+        """As `dparams`, of x."""
+        back = lambda s, d: None if d is None else d.astype(s.dtype)
+        return jax.tree.map(back, residuals.of_x, dx, is_leaf=lambda s: isinstance(s, Spec))
+
+    def rounded(self, tree):
+        """Its floating-point leaves in the dtype `compute`."""
         return jax.tree.map(lambda leaf: leaf.astype(self.compute) if is_float(leaf) else leaf, tree)

@@ -7,9 +7,16 @@ from dataclasses import dataclass
 from functools import reduce
 from itertools import combinations
 
+from manual_backprop.combinators.deferred import Deferred
+from manual_backprop.combinators.objective import Objective
+from manual_backprop.combinators.recompute import Recompute
+from manual_backprop.combinators.residual import Residual
+from manual_backprop.combinators.several import Parallel, Serial
 from manual_backprop.combinators.shapes import shapes, sum_over_paths, text
+from manual_backprop.combinators.walk import children, is_several, map_leaves
 from manual_backprop.contract import Layer, want_layer
 from manual_backprop.errors import InputError
+from manual_backprop.layers import Embedding
 
 Path = tuple[Hashable, ...]
 
@@ -20,6 +27,7 @@ class Tied(Layer):
 
     `Tied(Serial(Dense(5), Dense(5)), (0, "w"), (1, "w"))`: a place is the path to a leaf, or a subtree, of the layer's
     params. The parameter is kept at the first place, where its gradient is the sum; the other places hold None.
+    The table of an `Embedding` at the first place adds its rows to that sum: there is no second table.
     """
 
     layer: Layer
@@ -30,7 +38,7 @@ class Tied(Layer):
         if len(places) < 2:
             raise InputError(f"Tied: got {len(places)} places; wants at least two")
         for a, b in combinations(places, 2):
-            if a[: len(b)] == b[: len(a)]:
+            if _overlap(a, b):
                 raise InputError(f"Tied: {a} and {b} are one place, or one holds the other; wants separate places")
         object.__setattr__(self, "layer", layer)
         object.__setattr__(self, "places", tuple(map(tuple, places)))
@@ -57,12 +65,28 @@ class Tied(Layer):
         return self.layer.forward(self.spread(params), state, x, key)
 
     def backward(self, params, residuals, dy):
-        dparams, dx = self.layer.backward(self.spread(params), residuals, dy)
+        at = self.places[0][:-1]
+        table = _leaf(self.layer, at)
+        if not isinstance(table, Embedding):
+            dparams, dx = self.layer.backward(self.spread(params), residuals, dy)
+            return self.summed(dparams), dx
+        waiting = map_leaves(self.layer, lambda leaf, place: Deferred(leaf) if place == at else leaf)
+        dparams, dx = waiting.backward(self.spread(params), residuals, dy)
+        owed, dparams = get(dparams, at), put(dparams, at, {"table": None})
+        dparams = self.summed(dparams)
+        return put(dparams, at, table.added(get(dparams, at), *owed)), dx
+
+    def summed(self, dparams):
+        """The sum over the places, at the first."""
         first, *others = self.places
-        total = sum_over_paths(*(get(dparams, place) for place in self.places))
+        paths = [path for place in self.places if (path := get(dparams, place)) is not None]
         for place in others:
             dparams = put(dparams, place, None)
-        return put(dparams, first, total), dx
+        return put(dparams, first, sum_over_paths(*paths))
+
+    def ties(self, at: Path) -> bool:
+        """Whether a parameter of the layer at that place, within, is one of the places, or part of one."""
+        return any(_overlap(place, at) for place in self.places)
 
     def _found(self, params, place):
         try:
@@ -76,6 +100,24 @@ class Tied(Layer):
         for place in others:
             params = put(params, place, get(params, first))
         return params
+
+
+def _leaf(layer: Layer, path: Path) -> Layer | None:
+    """The layer at a place in params; None where a combinator on the way does something to gradients."""
+    while children(layer):
+        if not isinstance(layer, Serial | Parallel | Residual | Recompute | Objective):
+            return None
+        if not is_several(layer):
+            layer = children(layer)[0]
+        elif path:
+            layer, path = children(layer)[path[0]], path[1:]
+        else:
+            return None
+    return None if path else layer
+
+
+def _overlap(a: Path, b: Path) -> bool:
+    return a[: len(b)] == b[: len(a)]
 
 
 def get(tree, path: Path):

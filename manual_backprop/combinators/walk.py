@@ -42,3 +42,10 @@ def map_leaves(layer: Layer, change: Callable[[Layer, tuple[int, ...]], Layer], 
         return change(layer, at)
     several = is_several(layer)
     return with_children(layer, lambda child, i: map_leaves(child, change, (*at, i) if several else at))
+
+
+def leaves(layer: Layer) -> list[tuple[Layer, tuple[int, ...]]]:
+    """The layers that are no combinators, each with its place in params."""
+    found = []
+    map_leaves(layer, lambda leaf, at: found.append((leaf, at)) or leaf)
+    return found

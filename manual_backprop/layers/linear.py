@@ -11,6 +11,8 @@ from manual_backprop import ops
 from manual_backprop.contract import Op
 from manual_backprop.errors import InputError, want_count
 from manual_backprop.layers.base import Initializer, OpLayer, lecun_normal, vectors, zeros
+from manual_backprop.ops.arrays import wide
+from manual_backprop.ops.linear.embedding import rows_added
 from manual_backprop.ops.linear.windows import Padding, PerAxis
 
 # Variance 1/features for a table [rows, features]; 1/(in1 · in2) for w [out, in1, in2].
@@ -129,6 +131,11 @@ class Embedding(OpLayer):
 
     def parameters(self, key, x):
         return {"table": self.table_init(key, (self.rows, self.features), self.dtype)}
+
+    def added(self, dparams, residuals, dy):
+        """dparams with this layer's gradient added: in place, where nobody else reads them."""
+        dtable = dparams["table"]
+        return {"table": rows_added(wide(dtable), residuals.ids, dy, self.padding_id).astype(dtable.dtype)}
 
 
 @dataclass(frozen=True, repr=False)

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from manual_backprop.combinators import MicroBatches, Precision, Repeat, Reversible, Tied
+from manual_backprop.combinators import LossScale, MicroBatches, Precision, Repeat, Reversible, Tied
 from manual_backprop.combinators.tied import get, put
 from manual_backprop.combinators.walk import children, is_several, with_children
 from manual_backprop.contract import Layer, want_layer
@@ -161,9 +161,10 @@ class _Tied(Layer):
 
 def descending(layer: Layer, optimizer, held: tuple[tuple, ...] = (), at: tuple = ()) -> Layer:
     """The layer with such layers in it. held: the places in params that stay as they are, at: that of this layer."""
-    if isinstance(layer, MicroBatches):
+    if isinstance(layer, MicroBatches | LossScale):
         raise InputError(
-            "Descent: MicroBatches add up their gradients, and know none before the last of them; take ordinary steps"
+            f"Descent: {type(layer).__name__} knows the gradient only when all of it is there, and a layer would be "
+            "updated before; take ordinary steps"
         )
     if not children(layer) or isinstance(layer, Precision):  # which rounds all that it is given
         return layer if at in held else _Leaf(layer, optimizer)

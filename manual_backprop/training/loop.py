@@ -39,6 +39,7 @@ class Metrics(NamedTuple):
     cost: jax.Array
     gradient_norm: jax.Array
     more: Any = ()  # what `Step.measure` makes of the gradient
+    skipped: Any = False  # whether the gradient was not finite and was left out
 
 
 def examples(key, data, n: int):
@@ -52,6 +53,8 @@ class Step:
     """One step of gradient descent: `training, metrics = step(training, data)`.
 
     draw: (key, data, batch size) -> the batch of a step.  measure: of a gradient, what is to be told of it.
+    skips: so many gradients in a row may be not finite; such a step changes neither parameters nor what the optimiser
+    remembers.
     """
 
     objective: Layer
@@ -60,8 +63,11 @@ class Step:
     seed: int
     draw: Callable = examples
     measure: Callable = lambda gradient: ()
+    skips: int = 0
 
     def __post_init__(self):
+        if self.skips:
+            object.__setattr__(self, "optimizer", optax.apply_if_finite(self.optimizer, self.skips))
         if self.batch_size < 1:
             raise InputError(f"batch size {self.batch_size} is out of range; wants at least one example")
 
@@ -92,9 +98,10 @@ class Step:
             value_fn=lambda params: self.objective.apply(params, state, batch),
         )
         params = optax.apply_updates(params, updates)
-        return Training(params, new_state, optimizer_state, step + 1), Metrics(
-            cost, optax.tree.norm(gradient), self.measure(gradient)
-        )
+        in_a_row = optimizer_state.notfinite_count if self.skips else 0
+        skipped = (in_a_row > 0) & (in_a_row <= self.skips)
+        metrics = Metrics(cost, optax.tree.norm(gradient), self.measure(gradient), skipped)
+        return Training(params, new_state, optimizer_state, step + 1), metrics
 
 
 def train(step: Step, training: Training, data, steps: int, chunk: int) -> Iterator[tuple[Training, Metrics]]:
@@ -111,7 +118,7 @@ def train(step: Step, training: Training, data, steps: int, chunk: int) -> Itera
         before = training
         training, metrics = run(before, data, min(chunk, steps - done))
         metrics = jax.tree.map(np.asarray, metrics)
-        finite = np.isfinite(metrics.cost) & np.isfinite(metrics.gradient_norm)
+        finite = np.isfinite(metrics.cost) & (np.isfinite(metrics.gradient_norm) | metrics.skipped)
         if not finite.all():
             raise NonFinite(_diagnosis(step, before, data, int(np.argmin(finite))))
         yield training, metrics

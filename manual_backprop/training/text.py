@@ -128,7 +128,10 @@ def byte_pairs(file: Path) -> tuple[Callable, Callable, int]:
         found = Tokenizer.from_file(str(file))
     except Exception as error:
         raise InputError(f"--tokenizer {file} cannot be read: {str(error).splitlines()[0]}") from None
-    return lambda text: found.encode(text).ids, lambda ids: found.decode(list(map(int, ids))), found.get_vocab_size()
+    found.no_truncation()  # a file may say that texts end, or are filled up, at the length of its own model
+    found.no_padding()
+    vocabulary = 1 + max(found.get_vocab().values(), default=-1)  # ids may have gaps
+    return lambda text: found.encode(text).ids, lambda ids: found.decode(list(map(int, ids))), vocabulary
 
 
 def of_bytes(name: str, raw: bytes, length: int) -> Text:

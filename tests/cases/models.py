@@ -13,7 +13,7 @@ from cases.case import layer_case, normal
 from cases.costs import integer_cross_entropy
 from cases.linear import affine
 from cases.norms import flax_layer_norm
-from manual_backprop.layers import Apply, Dense, Embedding, Identity, LayerNorm
+from manual_backprop.layers import Apply, Dense, Embedding, Identity, LayerNorm, LinearCrossEntropy
 from manual_backprop.models.gpt import Size, gpt
 from peers import flax_gpt
 
@@ -57,6 +57,14 @@ BLOCK = mb.Serial(LayerNorm(), Dense(5), Apply(mb.ops.gelu()))
 MLP = mb.models.mlp(11, 3, activation=mb.ops.tanh())
 DEEP = mb.Serial(mb.Repeat(mb.Residual(mb.Recompute(BLOCK)), 3), MLP)
 
+EMBEDDED = mb.Serial(Embedding(7, 5), DEEP)
+
+
+def embedded(params, ids):
+    table, (blocks, perceptron) = params
+    return mlp(jnp.tanh)(perceptron, residual_blocks(blocks, table["table"][ids]))
+
+
 LAYERS = [
     layer_case("Identity", Identity(), lambda params, x: x, normal((7, 5))),
     layer_case("Apply", Apply(mb.ops.silu()), lambda params, x: jax.nn.silu(x), normal((7, 5))),
@@ -87,6 +95,28 @@ LAYERS = [
         mb.MicroBatches(mb.Objective(Embedding(5, 3), Apply(mb.ops.softmax_cross_entropy())), 2),
         lambda p, batch: integer_cross_entropy(p[0]["table"][batch[0]], batch[1]),
         lambda rng: (rng.integers(0, 5, 6).astype(np.int32), rng.integers(0, 3, 6).astype(np.int32)),
+    ),
+    layer_case(
+        "MicroBatches, one product",
+        mb.MicroBatches(mb.Objective(EMBEDDED, Apply(mb.ops.softmax_cross_entropy())), 2, products="one"),
+        lambda p, batch: integer_cross_entropy(embedded(p[0], batch[0]), batch[1]),
+        lambda rng: (rng.integers(0, 7, 6).astype(np.int32), rng.integers(0, 3, 6).astype(np.int32)),
+    ),
+    layer_case(
+        "LossScale",
+        mb.LossScale(mb.Objective(Embedding(5, 3), Apply(mb.ops.softmax_cross_entropy()))),
+        lambda p, batch: integer_cross_entropy(p[0]["table"][batch[0]], batch[1]),
+        lambda rng: (rng.integers(0, 5, 6).astype(np.int32), rng.integers(0, 3, 6).astype(np.int32)),
+    ),
+    layer_case(
+        "Tied, an embedding",
+        mb.Tied(
+            mb.Objective(mb.Serial(Embedding(7, 5), Apply(mb.ops.tanh())), LinearCrossEntropy(7)),
+            (0, 0, "table"),
+            (1, "weight"),
+        ),
+        lambda p, batch: integer_cross_entropy(jnp.tanh(p[0][0]["table"][batch[0]]) @ p[0][0]["table"].T, batch[1]),
+        lambda rng: (rng.integers(0, 7, 6).astype(np.int32), rng.integers(0, 7, 6).astype(np.int32)),
     ),
     layer_case(
         "Objective",

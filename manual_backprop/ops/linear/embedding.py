@@ -48,13 +48,18 @@ def embedding(*, padding_id: int | None = None):
 
     def backward(residuals, dy):
         ids, of_table = residuals
-        rows = index(ids, of_table)
-        if padding_id is not None:
-            rows = jnp.where(rows == padding_id, of_table.shape[0], rows)  # beyond the table: dropped
-        dtable = jnp.zeros(of_table.shape, wide_dtype(of_table.dtype)).at[rows].add(wide(dy), mode="drop")
-        return None, dtable.astype(of_table.dtype)
+        dtable = jnp.zeros(of_table.shape, wide_dtype(of_table.dtype))
+        return None, rows_added(dtable, ids, dy, padding_id).astype(of_table.dtype)
 
     return forward, backward
+
+
+def rows_added(dtable, ids, dy, padding_id: int | None) -> jax.Array:
+    """dtable [rows, features] with dy [..., features] added to the row of each id."""
+    rows = index(ids, dtable)
+    if padding_id is not None:
+        rows = jnp.where(rows == padding_id, len(dtable), rows)  # beyond the table: dropped
+    return dtable.at[rows].add(wide(dy), mode="drop")
 
 
 def index(ids, table) -> jax.Array:
