@@ -11,7 +11,9 @@ import pytest
 import manual_backprop as mb
 from cases.attention import qkv
 from cases.case import arrays, normal, random_like
+from manual_backprop.ops.attention import fused
 from manual_backprop.ops.attention.alibi import alibi_bias
+from manual_backprop.testing import check_vjp
 
 OPTIONS = [
     ({}, {}),
@@ -41,6 +43,40 @@ def test_options_mean_what_they_mean_in_jax(make, ours, theirs):
         results.append((y, *pull(random_like(y, 1))))
     for a, b in zip(*results, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), OPTIONS, ids=lambda options: str(options))
+@pytest.mark.parametrize("further", [False, True], ids=["alone", "mask and bias"])
+def test_a_librarys_forward_pass_with_our_backward_pass(monkeypatch, ours, theirs, further):
+    """jax.nn's own implementation in the place of cuDNN's, which is there on NVIDIA GPUs only."""
+    seen = []
+    monkeypatch.setattr(fused, "LIBRARY", "xla")
+    monkeypatch.setattr(
+        fused.lax, "platform_dependent", lambda *args, cuda, default: seen.append(cuda(*args)) or seen[-1]
+    )
+    q, k, v, bias = draw(*qkv(7, 5, 6, 2, 3, (2, 3)), (3, 1, 7, 5))
+    mask = (jnp.abs(bias[0]) < 1.5) | (jnp.arange(5) == jnp.minimum(jnp.arange(7), 4)[:, None])
+    options = {"chunk": 2, "mask": further, "bias": further, **ours}
+    args = (q, k, v, mask, bias) if further else (q, k, v)
+    one, other = (mb.ops.chunked_attention(**options, implementation=name) for name in ("cudnn", "xla"))
+    y, residuals = one.forward(*args)
+    expected, kept = other.forward(*args)
+    assert len(seen) == 1 and residuals.m is None and kept.m is not None
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+    dy = random_like(y, 1)
+    for a, b in zip(one.backward(residuals, dy), other.backward(kept, dy), strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert check_vjp(one, lambda *args: other(*args), *args, order=1, effort="quick")
+
+
+def test_cudnns_forward_pass_falls_back_where_there_is_none():
+    q, k, v = draw(*qkv(7, 5, 6, 2, 3))
+    ours = mb.ops.chunked_attention(causal=True, implementation="cudnn")
+    np.testing.assert_array_equal(ours(q, k, v), mb.ops.chunked_attention(causal=True)(q, k, v))
+    if jax.default_backend() == "cpu":
+        assert ours.forward(q, k, v)[1].m is not None
 
 
 def planned_bytes(op: mb.Op, T: int) -> int:

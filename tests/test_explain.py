@@ -16,6 +16,7 @@ from cases import random_like
 from manual_backprop import training
 from manual_backprop.inspection import explain, first_nonfinite
 from manual_backprop.layers import Apply, Dense, LayerNorm
+from manual_backprop.models.gpt import Schedule, Size, gpt
 
 EXPERIMENT = Path(__file__).parents[1] / "experiments" / "chain.py"
 
@@ -229,6 +230,22 @@ def test_the_first_value_that_is_not_finite_is_found():
         first_nonfinite(objective, steep, state, (x, t.at[0, 0].set(-1e25)))
         == "forward, at the cost Apply(squared_error())"
     )
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "modern"])
+@pytest.mark.parametrize(
+    "around", [lambda o: o, lambda o: mb.MicroBatches(o, 2), mb.LossScale], ids=["plain", "parts", "scaled"]
+)
+def test_the_block_of_a_transformer_is_named(around, architecture):
+    objective = around(gpt(Size(11, 5, 3, 8, 2, architecture=architecture), Schedule("inputs")))
+    ids = jnp.zeros((2, 5), jnp.int32)
+    params, state = objective.init(jax.random.key(0), (ids, ids))
+    (embedding, positions, blocks, norm), head = params
+    assert first_nonfinite(objective, params, state, (ids, ids)) is None
+    poisoned = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), blocks)
+    place = first_nonfinite(objective, ((embedding, positions, poisoned, norm), head), state, (ids, ids))
+    part = "part 1 of 2 of the batch: " if isinstance(objective, mb.MicroBatches) else ""
+    assert place.startswith(f"{part}the parameters of model[2][1][0] Residual(")
 
 
 def test_a_gradient_that_overflows_alone_is_found():

@@ -9,24 +9,42 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from manual_backprop.combinators import Objective, Serial
+from manual_backprop.combinators import LossScale, MicroBatches, Objective, Recompute, Repeat, Serial, Tied
 from manual_backprop.contract import Layer
 from manual_backprop.testing.leaves import is_inexact
 
 
-def first_nonfinite(objective: Objective, params: Any, state: Any, batch: tuple, key=None) -> str | None:
+def first_nonfinite(objective: Layer, params: Any, state: Any, batch: tuple, key=None) -> str | None:
     """Names the first place, forward and then backward, that holds a value which is not finite; None if all are.
 
-    Runs the objective layer by layer, outside jit. Places: "the input", "forward, at …", "backward, at …".
+    objective: an `Objective`, or one within Tied, MicroBatches, LossScale.
+    Runs it layer by layer, outside jit; layers of a `Repeat` one by one, other combinators whole.
+    Places: "the input", "forward, at …", "backward, at …".
     """
-    for place, values in _values(objective, params, state, batch, key):
+    for place, values in _values(objective, params, state, batch, key, 1.0):
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(values) if is_inexact(leaf)):
             return place
     return None
 
 
-def _values(objective: Objective, params, state, batch, key) -> Iterator[tuple[str, Any]]:
-    """Every value that flows, in the order in which it arises."""
+def _values(objective: Layer, params, state, batch, key, dC) -> Iterator[tuple[str, Any]]:
+    """Every value that flows, in the order in which it arises; dC is what the backward pass starts with."""
+    if isinstance(objective, Tied):
+        yield from _values(objective.layer, objective.spread(params), state, batch, key, dC)
+    elif isinstance(objective, LossScale):
+        yield from _values(objective.objective, params, state.of_objective, batch, key, dC * state.scale)
+    elif isinstance(objective, MicroBatches):
+        parts = objective.parts(batch)
+        keys = [None] * objective.n if key is None else jax.random.split(key, objective.n)
+        for i, (share, k) in enumerate(zip(objective.shares(parts), keys, strict=True)):
+            part = jax.tree.map(lambda leaf, i=i: leaf[i], parts)
+            for place, values in _values(objective.objective, params, state, part, k, dC * share):
+                yield f"part {i + 1} of {objective.n} of the batch: {place}", values
+    else:
+        yield from _values_of_one(objective, params, state, batch, key, dC)
+
+
+def _values_of_one(objective: Objective, params, state, batch, key, dC) -> Iterator[tuple[str, Any]]:
     x, target = batch
     model_key, cost_key = (None, None) if key is None else jax.random.split(key)
     yield "the input", x
@@ -39,7 +57,7 @@ def _values(objective: Objective, params, state, batch, key) -> Iterator[tuple[s
         links.append((name, layer, p, residuals))
     cost, _, residuals = objective.cost.forward(params[1], state[1], (x, target), cost_key)
     yield f"forward, at the cost {objective.cost!r}", cost
-    dparams, (dx, _) = objective.cost.backward(params[1], residuals, jnp.ones_like(cost))
+    dparams, (dx, _) = objective.cost.backward(params[1], residuals, jnp.full_like(cost, dC))
     yield f"backward, at the cost {objective.cost!r}", (dparams, dx)
     for name, layer, p, residuals in reversed(links):
         dparams, dx = layer.backward(p, residuals, dx)
@@ -47,9 +65,16 @@ def _values(objective: Objective, params, state, batch, key) -> Iterator[tuple[s
 
 
 def _links(layer: Layer, params, state, key, name: str) -> Iterator[tuple]:
-    """The layers of nested Serials in order, each with its part of params, state and key."""
-    if not isinstance(layer, Serial):
+    """The layers of nested Serials and Repeats in order, each with its part of params, state and key."""
+    if isinstance(layer, Serial):
+        for i, (inner, p, s, k) in enumerate(zip(layer.layers, params, state, layer.keys(key), strict=True)):
+            yield from _links(inner, p, s, k, f"{name}[{i}]")
+    elif isinstance(layer, Repeat):
+        keys = [None] * layer.n if key is None else jax.random.split(key, layer.n)
+        for i, k in enumerate(keys):
+            p, s = jax.tree.map(lambda leaf, i=i: leaf[i], (params, state))
+            yield from _links(layer.layer, p, s, k, f"{name}[{i}]")
+    elif isinstance(layer, Recompute):
+        yield from _links(layer.layer, params, state, key, name)
+    else:
         yield name, layer, params, state, key
-        return
-    for i, (inner, p, s, k) in enumerate(zip(layer.layers, params, state, layer.keys(key), strict=True)):
-        yield from _links(inner, p, s, k, f"{name}[{i}]")

@@ -131,7 +131,7 @@ def _diagnosis(step: Step, training: Training, data, ahead: int) -> str:
         training, _ = once(training, data)
     batch, key = step.batch(data, training.step)
     try:
-        place = first_nonfinite(step.objective, training.params, training.state, batch, key)
+        place = first_nonfinite(step.objective, step.params(training), training.state, batch, key)
         where = f"first in {place}" if place else "in the gradient's norm alone: its squares overflow"
     except InputError as error:  # values are known here, as they were not under jit
         where = str(error)

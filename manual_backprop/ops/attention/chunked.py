@@ -8,12 +8,13 @@ queries at a time, and in the backward pass made again, from two numbers a query
     dk = dzᵀ (scale · q),    dv = (p · b / keep)ᵀ dy,    summed over the chunks
 
 Saved: the arguments, m and l. (lse alone would do, but rounds at the size of s, and p with it; and Σ y · dy is Σ p dp,
-but for the rounding of y.)
+but for the rounding of y.) After a fused forward pass (`fused.py`) the arguments alone: a chunk holds whole rows of
+scores, which have m and l in them.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ from manual_backprop.ops.attention.chunks import (
     part_of_pairs,
     runs,
 )
+from manual_backprop.ops.attention.fused import fused
 from manual_backprop.ops.attention.scores import (
     Align,
     Scoring,
@@ -49,8 +51,8 @@ class Residuals(NamedTuple):
     mask: jax.Array | None  # broadcasts to [..., N, T, S], as bias does
     bias: jax.Array | None
     key: jax.Array | None
-    m: jax.Array  # [..., T, N, 1]
-    l: jax.Array  # [..., T, N, 1]
+    m: jax.Array | None  # [..., T, N, 1]
+    l: jax.Array | None  # [..., T, N, 1]
 
 
 class Block(NamedTuple):
@@ -78,9 +80,12 @@ def chunked_attention(
     bias: bool = False,
     keep_probability: float = 1.0,
     lse: bool = False,
+    implementation: Literal["xla", "cudnn"] = "xla",
 ):
     """`attention`, with the probabilities of `chunk` queries in memory at a time; all else is the same.
 
+    implementation: of the forward pass. "cudnn": its fused kernel, on NVIDIA GPUs, for what it takes; "xla" elsewhere,
+    and for the rest: dropout, softcap, lse, float32.
     Only dropout draws otherwise, by chunks too: of chunk c are kept `jax.random.bernoulli(jax.random.fold_in(key, c),
     keep_probability, [..., N, queries, keys])`, over the keys that the chunk's run reaches (`chunks.py`).
     Raises InputError for options or shapes that do not fit. Derivation: the module.
@@ -110,6 +115,13 @@ def chunked_attention(
         return x if kept is None else jnp.where(kept, x / keep_probability, 0)
 
     def forward(q, k, v, mask, bias, key):
+        if implementation == "cudnn" and not lse:
+            y = fused(scoring, lambda *args: in_chunks(*args, None)[0], q, k, v, mask, bias)
+            if y is not None:
+                return y, Residuals(q, k, v, mask, bias, key, None, None)
+        return in_chunks(q, k, v, mask, bias, key)
+
+    def in_chunks(q, k, v, mask, bias, key):
         all_runs, block = blocks(q, k, v, mask, bias, key)
 
         def step(run, _, i):
@@ -131,8 +143,12 @@ def chunked_attention(
             dk, dv, dbias = totals
             b = block(run, i)
             rows = lambda x: swapped(part(x, -3, i, run.rows))
-            dy_, m_, l_ = rows(dy), rows(m), rows(l)
-            p = exponentials(b.s, m_) / l_
+            dy_ = rows(dy)
+            if m is None:
+                e, _, l_ = softmax_parts(b.s)
+            else:
+                e, l_ = exponentials(b.s, rows(m)), rows(l)
+            p = e / l_
             dp = dropped(pairs(dy_, b.v), b.kept)
             D = jnp.sum(p * dp, -1, keepdims=True)
             ds = p * (dp - (D if dlse is None else D - rows(dlse[..., None])))
