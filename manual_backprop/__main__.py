@@ -7,6 +7,8 @@ import dataclasses
 import importlib
 import inspect
 import itertools
+import json
+import math
 import os
 import re
 import sys
@@ -69,12 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plan.add_argument("--length", type=int, help="tokens of an example; default: as many as the size has positions")
     plan.add_argument("--schedule", help="this one alone; default: each")
     plan.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of matrix products")
-    plan.add_argument(
-        "--devices", type=int, default=1, help="over which the batch is split; more than there are: simulated"
-    )
+    mesh = "devices, such as data=4,model=2: data cuts the batch, fsdp the batch and the parameters, model the matrices"
+    plan.add_argument("--mesh", default="data=1", help=f"{mesh}; more than there are: simulated (default: data=1)")
     plan.add_argument("--memory", help="of a device, such as 24GB: which schedules fit")
     plan.add_argument("--rate", type=float, help="flops a second of a device, such as 400e12; default: measured here")
     plan.add_argument("--bandwidth", type=float, help="bytes a second of its memory; default: measured here")
+    plan.add_argument("--link", type=float, help="bytes a second that it sends to others; default: no limit")
+    plan.add_argument("--json", metavar="FILE", help="write the plan as JSON too, into a new file")
     plan.set_defaults(run=run_plan)
     ops = commands.add_parser("ops", help="list the ops, with their options; or print the derivation of some")
     ops.add_argument("name", nargs="*", help="an op, such as layer_norm")
@@ -161,34 +164,51 @@ def run_mutate(options) -> int:
 
 def run_plan(options) -> int:
     try:
-        from manual_backprop.training import plan
+        from manual_backprop.training import plan, sharding
     except ImportError as error:
         raise InputError(f"plan wants {error.name}: pip install 'manual_backprop[train]'") from None
     size = choose("plan: size", options.size, mb.models.gpt.SIZES)
     length = size.length if options.length is None else options.length
-    for name, value, most in (
-        ("batch", options.batch, None),
-        ("devices", options.devices, None),
-        ("length", length, size.length),
-    ):
-        if value < 1 or (most and value > most):
-            raise InputError(
-                f"plan: {name} is {value}; wants 1 to {most}" if most else f"plan: {name} is {value}; wants 1 or more"
-            )
-    memory = None if options.memory is None else plan.bytes_of(options.memory)
+    if options.batch < 1:
+        raise InputError(f"plan: batch is {options.batch}; wants 1 or more")
+    if not 1 <= length <= size.length:
+        raise InputError(f"plan: length is {length}; wants 1 to {size.length}")
+    for name in ("rate", "bandwidth", "link"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"plan: {name} is {value:g}; wants a number above 0, such as 1e12")
+    memory = math.inf if options.memory is None else plan.bytes_of(options.memory)
     if options.schedule is not None:
         choose("plan: schedule", options.schedule, plan.SCHEDULES)
-    if options.devices > 1:
-        with suppress(RuntimeError):  # there are devices already: `plan` says if they are too few
-            jax.config.update("jax_num_cpu_devices", options.devices)
-    measured = plan.limits() if options.rate is None or options.bandwidth is None else (0.0, 0.0)
-    rate, bandwidth = options.rate or measured[0], options.bandwidth or measured[1]
-    compute = None if options.precision == "float32" else options.precision
+    if options.json:
+        want_new(options.json)
+    axes = sharding.axes(options.mesh)
+    if (n := math.prod(axes.values())) > 1:
+        with suppress(RuntimeError):  # there are devices already: `mesh_of` says if they are too few
+            jax.config.update("jax_num_cpu_devices", n)
+    mesh = sharding.mesh_of(axes)
     size = dataclasses.replace(size, length=length)
+    plan.want_divided(size, options.batch, mesh)
+    measured = plan.limits() if options.rate is None or options.bandwidth is None else (0.0, 0.0)
+    machine = plan.Machine(
+        options.rate or measured[0], options.bandwidth or measured[1], options.link or math.inf, memory
+    )
+    compute = None if options.precision == "float32" else options.precision
     chosen = [options.schedule] if options.schedule else list(plan.SCHEDULES)
-    plans = [plan.plan(size, options.batch, name, compute, options.devices) for name in chosen]
-    print(plan.in_words(plans, memory, rate, bandwidth))
-    return 0 if memory is None or any(p.peak <= memory for p in plans) else 1
+    plans = [plan.plan(size, options.batch, name, compute, mesh) for name in chosen]
+    print(plan.in_words(plans, machine))
+    if options.json:
+        want_new(options.json)
+        write(options.json, json.dumps(plan.as_json(size, options.batch, compute, plans, machine), indent=1))
+    return 0 if plan.best_of(plans, machine) else 1
+
+
+def want_new(file: str) -> None:
+    """Raises InputError for a file that exists, or whose folder does not."""
+    if Path(file).exists():
+        raise InputError(f"{file} exists; nothing is overwritten: name another")
+    if not Path(file).parent.is_dir():
+        raise InputError(f"{file} cannot be written: there is no folder {Path(file).parent}")
 
 
 def constructors() -> dict:
