@@ -9,6 +9,7 @@ its gradient is known. `--check-gradients N` compares with jax.grad of plain JAX
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from dataclasses import asdict, dataclass, replace
@@ -26,15 +27,18 @@ from manual_backprop import ops
 from manual_backprop.errors import choose
 from manual_backprop.models.gpt import SIZES, Schedule, Size, gpt, logits, training_flops
 from manual_backprop.testing import gradient_difference
-from manual_backprop.training import pictures, run, text
+from manual_backprop.training import pictures, plan, run, text
 from manual_backprop.training.descent import StepInBackward
-from manual_backprop.training.devices import describe, device
+from manual_backprop.training.devices import describe, device, matmul_rate
 from manual_backprop.training.loop import NonFinite, Step, train
 from manual_backprop.training.progress import progress
+from manual_backprop.training.weights import load_weights, save_weights
 
 SCHEDULES = ("everything", "dear", "inputs", "last")
-PRECISIONS = {"float32": None, "bfloat16": "bfloat16"}
+PRECISIONS = {"float32": None, "bfloat16": "bfloat16", "float16": "float16"}
 DECAYED = ("w", "table", "weight")  # matrices; not biases and scales
+CLASSES = 4096  # that a lean schedule has the logits of at a time
+SKIPS = 50  # gradients in a row that float16 may overflow in, while the scale of its cost is found
 
 
 @dataclass(frozen=True)
@@ -68,11 +72,15 @@ class Config:
     update_in_backward: bool = False
     """Update each layer as soon as its gradient is known; wants --clip 0."""
     precision: str = "float32"
-    """Of matrix products: float32 or bfloat16."""
+    """Of matrix products: float32, bfloat16, or float16 with a cost scaled for it."""
+    attention: str = "xla"
+    """Its forward pass: xla, or cudnn: the fused kernel of NVIDIA GPUs, for bfloat16 and float16."""
+    weights: Path | None = None
+    """Start from these, a safetensors file in GPT-2's or LLaMA's names; such a file is written at the end."""
     check_gradients: int = 0
     """Compare with jax.grad every so many steps; 0: never."""
     sample: int = 120
-    """Tokens of text to write at the end."""
+    """Tokens of text to write, at four moments and at the end; 0: none."""
     profile: bool = False
     """Write a trace of a few steps into the folder."""
     seed: int = 0
@@ -88,6 +96,7 @@ def check(config: Config) -> None:
     choose("--size", config.size, SIZES)
     choose("--schedule", config.schedule, dict.fromkeys(SCHEDULES))
     choose("--precision", config.precision, PRECISIONS)
+    choose("--attention", config.attention, dict.fromkeys(("xla", "cudnn")))
     run.want_seed(config.seed)
     for name in ("steps", "batch_size", "accumulate"):
         if getattr(config, name) < 1:
@@ -98,10 +107,11 @@ def check(config: Config) -> None:
         )
     if config.batch_size % config.accumulate:
         raise mb.InputError(f"--accumulate {config.accumulate} does not divide --batch-size {config.batch_size}")
-    if config.update_in_backward and (config.clip or config.accumulate > 1):
+    if config.update_in_backward and (config.clip or config.accumulate > 1 or config.precision == "float16"):
         raise mb.InputError(
-            "--update-in-backward: the length of the whole gradient, and the sum over parts of a batch, are known only "
-            "at the end; wants --clip 0 --accumulate 1"
+            "--update-in-backward: the length of the whole gradient, the sum over parts of a batch, and whether "
+            "float16 has overflown, are known only at the end; wants --clip 0 --accumulate 1, and float32 or bfloat16; "
+            "or leave it out: --schedule inputs is the leanest without it"
         )
     if config.check_gradients and config.schedule == "last":
         raise mb.InputError(
@@ -111,7 +121,7 @@ def check(config: Config) -> None:
 
 def optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
     rate = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, max(1, config.steps // 20), config.steps, config.learning_rate / 10
+        0.0, config.learning_rate, max(1, config.steps // 20), max(2, config.steps), config.learning_rate / 10
     )
     decayed = lambda params: jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in DECAYED, params)
     adamw = optax.adamw(rate, b2=0.99, weight_decay=config.weight_decay, mask=decayed)
@@ -120,10 +130,14 @@ def optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
 
 
 def objective_of(config: Config, size: Size) -> mb.Layer:
-    attention = ops.chunked_attention(causal=True, chunk=min(128, max(16, size.length // 4)))
-    schedule = Schedule(config.schedule, attention, compute=PRECISIONS[config.precision])
-    objective = gpt(size, schedule)
-    return objective if config.accumulate == 1 else mb.MicroBatches(objective, config.accumulate)
+    chunk = min(128, max(16, size.length // 4))
+    attention = ops.chunked_attention(causal=True, chunk=chunk, implementation=config.attention)
+    lean = config.schedule in ("inputs", "last") and size.vocabulary > CLASSES
+    head = ("backward", CLASSES) if lean else ()
+    objective = gpt(size, Schedule(config.schedule, attention, *head, compute=PRECISIONS[config.precision]))
+    if config.accumulate > 1:
+        objective = mb.MicroBatches(objective, config.accumulate)
+    return mb.LossScale(objective) if config.precision == "float16" else objective
 
 
 def reference(size: Size):
@@ -180,20 +194,38 @@ def reference(size: Size):
 def main() -> int:
     config = tyro.cli(Config, description=Config.__doc__)
     check(config)
-    with jax.default_device(device(config.device)):
-        return experiment(config, Console(highlight=False, soft_wrap=True))
+    used = device(config.device)
+    with jax.default_device(used):
+        try:
+            return experiment(config, used, Console(highlight=False, soft_wrap=True))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise mb.InputError(out_of_memory(config, used)) from None
 
 
-def experiment(config: Config, console: Console) -> int:
+def out_of_memory(config: Config, used: jax.Device) -> str:
+    """What would have room."""
+    size = replace(SIZES[config.size], length=config.length or SIZES[config.size].length)
+    memory = (used.memory_stats() or {}).get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    schedule = config.schedule + ", update in backward" * config.update_in_backward
+    told = plan.advice(size, config.batch_size, PRECISIONS[config.precision], schedule, memory)
+    return f"out of memory: {told.replace(chr(10), '; ')}"
+
+
+def experiment(config: Config, used: jax.Device, console: Console) -> int:
     named = SIZES[config.size]
     data = text.load(config.data, config.length or named.length, config.files, config.tokenizer, config.seed)
     size = replace(named, vocabulary=data.vocabulary, length=config.length or named.length)
     objective = objective_of(config, size)
     kind = StepInBackward if config.update_in_backward else Step
-    step = kind(objective, optimizer(config), config.batch_size, config.seed, data.draw, block_norms)
-    training = first = jax.jit(step.start)(data.train)
+    skips = SKIPS if config.precision == "float16" else 0
+    step = kind(objective, optimizer(config), config.batch_size, config.seed, data.draw, block_norms, skips)
+    training = jax.jit(step.start)(data.train)
+    if config.weights:
+        training = jax.jit(step.started)(load_weights(config.weights, size, step.params(training)), training.state)
+    first = training
 
-    used = jax.devices()[0] if config.device is None else jax.devices(config.device)[0]
     count = sum(leaf.size for leaf in jax.tree.leaves(step.params(training)))
     console.print(f"device  {describe(used)}")
     console.print(f"model   {config.size}: {size.depth} blocks of width {size.width}, {count:,} parameters")
@@ -210,8 +242,8 @@ def experiment(config: Config, console: Console) -> int:
         return jnp.mean(lax.map(costs, keys))
 
     plain = gpt(size, Schedule(config.schedule, compute=PRECISIONS[config.precision]))
-    state = training.state
-    differences, rows, failure, begin = [], [], None, None
+    state = jax.eval_shape(plain.init, jax.random.key(0), step.batch(data.train, 0)[0])[1]  # a transformer has none
+    differences, rows, failure, clock = [], [], None, Clock()
     chunk = config.check_gradients or min(max(1, config.steps // 50), 50)
     with (
         run.stop_on_interrupt() as stop,
@@ -219,8 +251,7 @@ def experiment(config: Config, console: Console) -> int:
         progress(console, config.steps) as update,
     ):
         try:
-            for training, metrics in train(step, first, data.train, config.steps, chunk):
-                begin = begin or (int(training.step), time.perf_counter())
+            for training, metrics in clock.timed(train(step, first, data.train, config.steps, chunk)):
                 params = step.params(training)
                 if config.check_gradients:
                     batch, _ = step.batch(data.train, training.step)
@@ -229,19 +260,27 @@ def experiment(config: Config, console: Console) -> int:
                     "step": int(training.step),
                     "cost": float(metrics.cost.mean()),
                     "held_out_cost": float(held_out_cost(params)),
-                    "gradient_norm": float(metrics.gradient_norm.mean()),
-                    "block_norms": [float(norm) for norm in metrics.more.mean(0)] if len(metrics.more) else [],
+                    **gradient_norms(metrics),
                 }
                 rows.append(row)
                 run.append_row(metrics_file, row)
                 update(row["step"], f"cost {row['cost']:.4f}  held out {row['held_out_cost']:.4f}")
+                if (
+                    config.sample
+                    and 5 * row["step"] // config.steps > 5 * (row["step"] - len(metrics.cost)) // config.steps
+                ):
+                    written = data.decode(sample(size, plain, params, state, config.sample, config.seed))
+                    console.print(f"sample  step {row['step']}: {written!r}")
+                    with (folder / "samples.txt").open("a") as samples:
+                        samples.write(f"step {row['step']}\n{written}\n\n")
                 if stop.requested:
                     break
         except NonFinite as error:
             failure = error
-    seconds = time.perf_counter() - begin[1] if begin else 0.0
     if rows:
         pictures.text_curves(rows, data.entropy, folder / "curves.png")
+    if not failure:
+        save_weights(folder / "weights.safetensors", size, step.params(training))
     console.print(f"wrote   {folder}/")
     if failure:
         raise failure
@@ -251,8 +290,33 @@ def experiment(config: Config, console: Console) -> int:
     if config.profile:
         with jax.profiler.trace(str(folder / "trace")):
             list(train(step, training, data.train, config.steps + 3, 1))
-    tell(config, console, size, data, plain, step.params(training), state, rows, differences, folder, seconds, begin)
+    tell(config, console, size, data, rows, differences, folder, clock)
     return 0
+
+
+class Clock:
+    """Time and steps of training alone: without evaluation, and without what compiles in the first chunk."""
+
+    def __init__(self):
+        self.steps, self.seconds = 0, 0.0
+
+    def timed(self, chunks):
+        first, resumed = True, time.perf_counter()
+        for training, metrics in chunks:
+            if not first:
+                self.steps += len(metrics.cost)
+                self.seconds += time.perf_counter() - resumed
+            first = False
+            yield training, metrics
+            resumed = time.perf_counter()
+
+
+def gradient_norms(metrics) -> dict:
+    """Means over the steps of a chunk that were not left out; null where all were."""
+    kept = ~metrics.skipped
+    mean = lambda values: float(values[kept].mean()) if kept.any() else None
+    blocks = [mean(norms) for norms in metrics.more.T] if len(metrics.more) and kept.any() else []
+    return {"gradient_norm": mean(metrics.gradient_norm), "block_norms": blocks, "skipped": int(metrics.skipped.sum())}
 
 
 def block_norms(gradient):
@@ -261,29 +325,36 @@ def block_norms(gradient):
     return jnp.sqrt(sum(jnp.sum(jnp.square(leaf), tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(blocks)))
 
 
-def tell(config, console, size, data, plain, params, state, rows, differences, folder, seconds, begin) -> None:
+def tell(config, console, size, data, rows, differences, folder, clock) -> None:
     """The results: in a file, and on the console."""
-    tokens = (rows[-1]["step"] - begin[0]) * config.batch_size * size.length
+    tokens = clock.steps * config.batch_size * size.length
     results = {"held_out_cost": rows[-1]["held_out_cost"], "entropy": data.entropy}
     if tokens:
-        flops = training_flops(size, 1) * tokens / seconds
-        results |= {"tokens_per_second": tokens / seconds, "matmul_flops_per_second": flops}
+        speed = tokens / clock.seconds
+        flops, most = training_flops(size, 1) * speed, matmul_rate(PRECISIONS[config.precision] or "float32")
+        results |= {
+            "tokens_per_second": speed,
+            "matmul_flops_per_second": flops,
+            "model_flops_utilization": flops / most,
+        }
     if differences:
         results["largest_gradient_difference"] = max(differences)
+    if any(row["skipped"] for row in rows):
+        results["skipped_steps"] = sum(row["skipped"] for row in rows)
     run.write_json(folder / "result.json", results)
-    written = data.decode(sample(size, plain, params, state, config.sample, config.seed))
-    (folder / "sample.txt").write_text(written + "\n")
     console.print(f"cost    {results['held_out_cost']:.4f} nats a token, held out")
     if data.entropy is not None:
         over = results["held_out_cost"] / data.entropy - 1
         console.print(f"entropy {data.entropy:.4f}: the cost is {100 * over:+.2f} % from it")
     if tokens:
         console.print(
-            f"speed   {tokens / seconds:,.0f} tokens/s with evaluation, {flops / 1e9:.1f} GFLOP/s in matrix products"
+            f"speed   {speed:,.0f} tokens/s; {flops / 1e9:.1f} GFLOP/s in matrix products, "
+            f"{100 * flops / most:.0f} % of what a large one reaches here (MFU)"
         )
+    if skipped := results.get("skipped_steps"):
+        console.print(f"skipped {skipped} steps, whose gradient was not finite in {config.precision}")
     if differences:
         console.print(f"largest difference to jax.grad's gradient, in float64: {max(differences):.1e}")
-    console.print(f"sample  {written!r}")
 
 
 def sample(size: Size, objective, params, state, count: int, seed: int) -> list[int]:

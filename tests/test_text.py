@@ -1,8 +1,10 @@
 """Texts as tokens, and the experiment that learns them."""
 
 import json
+import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -11,8 +13,12 @@ import numpy as np
 import pytest
 import tokenizers
 
+import experiments.gpt
 import manual_backprop as mb
+from manual_backprop.models.gpt import SIZES, gpt
+from manual_backprop.training import run as runs
 from manual_backprop.training import text
+from manual_backprop.training.weights import load_weights
 
 GPT = Path(__file__).parents[1] / "experiments" / "gpt.py"
 
@@ -164,9 +170,41 @@ def test_the_experiment_leaves_its_files_and_agrees_with_autodiff(tmp_path):
     assert result["held_out_cost"] > result["entropy"]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [3, 6] and len(rows[0]["block_norms"]) == 2
-    assert len((folder / "sample.txt").read_text().strip()) == 9
+    assert [len(line) for line in (folder / "samples.txt").read_text().splitlines()[1::3]] == [9, 9]
+    assert 0 < result["model_flops_utilization"] < 1 and result["tokens_per_second"] > 0
+    size = replace(SIZES["tiny"], vocabulary=text.WORDS)
+    ids = jnp.zeros((1, 64), jnp.int32)
+    like, _ = jax.eval_shape(gpt(size).init, jax.random.key(0), (ids, ids))
+    assert jax.tree.leaves(load_weights(folder / "weights.safetensors", size, like))[0].dtype == jnp.float32
     assert (folder / "curves.png").stat().st_size > 10_000
     assert "nats a token, held out" in done.stdout
+
+
+def test_a_run_goes_on_from_weights_in_float16(tmp_path):
+    few = ("--sample", "0", "--precision", "float16")
+    assert run("--steps", "60", *few, folder=tmp_path / "first").returncode == 0
+    weights = ("--weights", str(tmp_path / "first" / "weights.safetensors"))
+    done = run("--steps", "1", "--learning-rate", "1e-9", *few, *weights, folder=tmp_path / "second")
+    assert done.returncode == 0, done.stderr
+    costs = [json.loads((tmp_path / name / "result.json").read_text())["held_out_cost"] for name in ("first", "second")]
+    np.testing.assert_allclose(*costs, rtol=1e-3)
+    done = run("--steps", "1", "--size", "modern-tiny", *weights, folder=tmp_path / "third")
+    assert done.returncode == 2 and "has the weights of GPT-2; wants LLaMA's" in done.stderr
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "third").exists()
+
+
+def test_out_of_memory_says_what_would_have_room(monkeypatch, capsys):
+    def without_room(*args):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 140737488355328 bytes.")
+
+    monkeypatch.setattr(experiments.gpt, "experiment", without_room)
+    monkeypatch.setattr(sys, "argv", ["gpt", "--size", "small", "--length", "16", "--batch-size", "4"])
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 140_000_000}[name])
+    with pytest.raises(SystemExit) as stopped:
+        runs.main(experiments.gpt.main)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1
+    assert error.startswith("error: out of memory: of 140.00 MB, 'dear' wants") and "would want" in error
 
 
 @pytest.mark.slow

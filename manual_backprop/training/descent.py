@@ -77,9 +77,8 @@ class StepInBackward(Step):
         super().__post_init__()
         object.__setattr__(self, "descent", Descent(self.objective, self.optimizer))
 
-    def start(self, data) -> Training:
-        first = super().start(data)
-        return first._replace(params=self.descent.start(first.params), optimizer_state=())
+    def started(self, params, state) -> Training:
+        return Training(self.descent.start(params), state, (), jnp.zeros((), jnp.int32))
 
     def params(self, training: Training):
         return self.descent.params(training.params)

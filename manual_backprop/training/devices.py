@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 import jax
+import jax.numpy as jnp
 
 from manual_backprop.errors import InputError
 
@@ -23,3 +27,21 @@ def device(platform: str | None) -> jax.Device:
 
 def describe(device: jax.Device) -> str:
     return f"{device.device_kind} ({device.platform}), jax {jax.__version__}"
+
+
+def matmul_rate(dtype: str = "float32") -> float:
+    """Flops a second of a large matrix product on JAX's default device: the limit of a training step."""
+    n = 2048 if jax.default_backend() == "cpu" else 8192
+    return 2 * n**3 / seconds(lambda a: a @ a, jnp.ones((n, n), dtype))
+
+
+def seconds(function: Callable, x, rounds: int = 5, budget: float = 2.0) -> float:
+    """The shortest time that the compiled function takes, of so many, as long as the budget lasts."""
+    compiled = jax.jit(function)
+    jax.block_until_ready(compiled(x))
+    times = []
+    while len(times) < rounds and sum(times) < budget:
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(x))
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -73,7 +73,10 @@ class Step:
 
     def start(self, data) -> Training:
         batch, _ = jax.eval_shape(self.batch, data, 0)
-        params, state = self.objective.init(jax.random.key(self.seed), batch)
+        return self.started(*self.objective.init(jax.random.key(self.seed), batch))
+
+    def started(self, params, state) -> Training:
+        """From parameters that there are already."""
         return Training(params, state, self.optimizer.init(params), jnp.zeros((), jnp.int32))
 
     def batch(self, data, step) -> tuple[Any, jax.Array]:
