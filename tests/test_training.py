@@ -4,8 +4,6 @@ import io
 import json
 import re
 import signal
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -225,25 +223,3 @@ def test_progress_on_a_terminal_is_a_bar():
         update(50, "cost 0.5")
         update(100, "cost 0.1")
     assert "100/100" in out.getvalue() and "steps/s" in out.getvalue() and "━" in out.getvalue()
-
-
-FAULTS = """
-import resource, sys
-import jax, jax.numpy as jnp
-from manual_backprop.training.devices import keep_memory
-if sys.argv[1] == "keep":
-    keep_memory()
-step = jax.jit(lambda x: jnp.sort(x) @ x)
-x = jnp.ones(1 << 24)
-step(x).block_until_ready()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4):
-    step(x).block_until_ready()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
-def test_memory_that_is_kept_is_not_asked_for_page_by_page_again():
-    run = lambda how: int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True).stdout)
-    assert run("keep") < 0.1 * run("give back")

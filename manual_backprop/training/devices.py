@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import sys
 import time
 from collections.abc import Callable
 
@@ -48,18 +45,3 @@ def seconds(function: Callable, x, rounds: int = 5, budget: float = 2.0) -> floa
         jax.block_until_ready(compiled(x))
         times.append(time.perf_counter() - start)
     return min(times)
-
-
-def keep_memory() -> None:
-    """Tells the allocator of a Linux process to keep memory that was freed, for the next step on a CPU.
-
-    glibc gives a large block back to the system when a step ends, and the next step gets it again page by page, each
-    filled with zeros: measured on 4 cores, half of the time of a transformer's step (mallopt(3): M_MMAP_MAX,
-    M_TRIM_THRESHOLD). Other systems, and GPUs, have allocators of their own: nothing happens there.
-    """
-    M_TRIM_THRESHOLD, M_MMAP_MAX, never = -1, -4, -1
-    if sys.platform == "linux":
-        with contextlib.suppress(AttributeError, OSError):  # a C library without mallopt
-            mallopt = ctypes.CDLL(None).mallopt
-            mallopt(M_MMAP_MAX, 0)
-            mallopt(M_TRIM_THRESHOLD, never)

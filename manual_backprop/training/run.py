@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from manual_backprop.errors import InputError
-from manual_backprop.training.devices import keep_memory
 from manual_backprop.training.loop import NonFinite
 
 
@@ -77,11 +76,7 @@ def stop_on_interrupt() -> Iterator[Stop]:
 
 
 def main(experiment: Callable[[], int | None]) -> None:
-    """Runs and exits: 2 and one line for a user's mistake, 1 for a cost that is not finite, 130 for Ctrl-C.
-
-    The process keeps its memory from step to step.
-    """
-    keep_memory()
+    """Runs and exits: 2 and one line for a user's mistake, 1 for a cost that is not finite, 130 for Ctrl-C."""
     try:
         code = experiment() or 0
     except InputError as error:
