@@ -34,6 +34,8 @@ QUIET = ("install", "-qq", "--disable-pip-version-check")  # what pip is told: e
 ACCELERATORS = ("cpu", "cuda12", "cuda13", "tpu")
 DEVICE = Path("/dev/nvidiactl")
 DRIVER = Path("/proc/driver/nvidia/version")
+# Memory in pages of 2 MB: a step on a CPU that allocates 200 MB took 169 ms, in pages of 4 kB 234 ms.
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
 # The PCI ids of the TPUs that jax knows (jax._src.hardware_utils).
 TPUS = ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076", "0x007c", "0x0083")
 
@@ -98,6 +100,8 @@ def start(job, arguments):
     command = [str(PYTHON), *jobs()[job], *arguments]
     if "pytest" in command:
         os.chdir(ROOT)  # its settings and the tests' paths are found from there
+    if (ROOT / "experiments" / f"{job}.py").is_file():
+        os.environ.setdefault("GLIBC_TUNABLES", HUGE_PAGES)
     sys.stdout.flush()
     if os.name == "posix":
         os.execv(command[0], command)
