@@ -280,3 +280,13 @@ def test_a_model_is_walked_by_its_structure():
     same = map_leaves(model, lambda layer, at: (seen.append((at, type(layer).__name__)), layer)[1])
     assert same == model and len(children(model)) == 2
     assert seen == [((0,), "Dense"), ((1, 0), "LayerNorm"), ((1, 1), "Dense")]
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_a_block_in_bfloat16_by_the_oracle(size):
+    objective = gpt(size, Schedule("dear", compute="bfloat16"))
+    repeat = (objective.layer if isinstance(objective, mb.Tied) else objective).model.layers[2]
+    x = jax.random.normal(KEY, (2, 7, size.width))
+    params, state = repeat.layer.init(KEY, x)
+    report = check_vjp(repeat.layer, None, params, state, x, order=1, effort="quick")
+    assert isinstance(repeat.layer, mb.Precision) and report, str(report)
