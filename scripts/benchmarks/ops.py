@@ -7,13 +7,14 @@ from collections.abc import Iterator
 import jax
 
 from benchmarks.row import Row
-from cases import FAMILIES, random_like
-from cases.measure import alone
 from manual_backprop.testing.timing import Program
 
 
 def ops() -> Iterator[Row]:
     """The first case of each op that has arguments of a real size."""
+    from cases import FAMILIES, random_like  # not before: they make arrays, and the backend starts with the first
+    from cases.measure import alone
+
     seen = set()
     for family in FAMILIES:
         for case in family.OPS:

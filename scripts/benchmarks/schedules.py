@@ -19,6 +19,7 @@ from manual_backprop.training.descent import Descent
 def schedules() -> Iterator[Row]:
     yield from update_in_backward()
     yield reversible()
+    yield micro_batches()
 
 
 def update_in_backward(depth: int = 24, width: int = 512, batch: int = 256) -> Iterator[Row]:
@@ -29,12 +30,6 @@ def update_in_backward(depth: int = 24, width: int = 512, batch: int = 256) -> I
     data = [jax.random.normal(jax.random.key(i), (batch, width)) for i in (0, 1)]
     params, state = objective.init(jax.random.key(2), tuple(data))
 
-    def peer_cost(params, x, target):
-        def step(x, p):
-            return x + jax.nn.relu(x @ p[0]["w"]) @ p[2]["w"], None
-
-        return jnp.mean(jnp.sum(jnp.square(lax.scan(step, x, params[0])[0] - target), -1))
-
     for name, optimizer in (("SGD", optax.sgd(1e-3)), ("AdamW", optax.adamw(1e-3))):
         descent = Descent(objective, optimizer)
 
@@ -44,7 +39,7 @@ def update_in_backward(depth: int = 24, width: int = 512, batch: int = 256) -> I
 
         def peer_step(training, x, target, optimizer=optimizer):
             params, optimizer_state = training
-            cost, gradient = jax.value_and_grad(peer_cost)(params, x, target)
+            cost, gradient = jax.value_and_grad(blocks_cost)(params, x, target)
             updates, optimizer_state = optimizer.update(gradient, optimizer_state, params)
             return (optax.apply_updates(params, updates), optimizer_state), cost
 
@@ -89,3 +84,40 @@ def reversible(depth: int = 32, width: int = 256, batch: int = 1024) -> Row:
     args = params, u, v, target
     title = f"Reversible, {depth} blocks of width {width}, batch {batch}"
     return Row(title, "jax.value_and_grad of lax.scan", Program(our_step, args), Program(peer_step, args))
+
+
+def micro_batches(depth: int = 8, width: int = 512, batch: int = 256, n: int = 8) -> Row:
+    """A batch in parts with one weight product at the end: against a scan that adds up the gradients of the parts."""
+    dense = lambda n: Dense(n, bias=False, w_init=jax.nn.initializers.normal(0.01))
+    block = mb.Residual(mb.Serial(dense(4 * width), Apply(mb.ops.relu()), dense(width)))
+    objective = mb.Objective(mb.Repeat(block, depth), Apply(mb.ops.squared_error()))
+    x, target = (jax.random.normal(jax.random.key(i), (batch, width)) for i in (0, 1))
+    params, state = objective.init(jax.random.key(2), (x, target))
+
+    def our_step(params, x, target):
+        (cost, _), gradient = mb.value_and_grad(mb.MicroBatches(objective, n, products="one"))(
+            params, state, (x, target)
+        )
+        return gradient, cost
+
+    def peer_step(params, x, target):
+        def part(total, batch):
+            cost, gradient = jax.value_and_grad(blocks_cost)(params, *batch)
+            return jax.tree.map(lambda a, b: a + b / n, total, (gradient, cost)), None
+
+        parts = tuple(leaf.reshape(n, -1, width) for leaf in (x, target))
+        zero = jax.tree.map(jnp.zeros_like, params), jnp.zeros(())
+        return lax.scan(part, zero, parts)[0]
+
+    args = params, x, target
+    title = f"MicroBatches, one product, {n} parts of {batch // n}, {depth} blocks of width {width}"
+    return Row(title, "jax.value_and_grad of each part in a scan", Program(our_step, args), Program(peer_step, args))
+
+
+def blocks_cost(params, x, target):
+    """The plain cost of residual blocks of two dense layers."""
+
+    def step(x, p):
+        return x + jax.nn.relu(x @ p[0]["w"]) @ p[2]["w"], None
+
+    return jnp.mean(jnp.sum(jnp.square(lax.scan(step, x, params[0])[0] - target), -1))
