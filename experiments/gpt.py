@@ -9,6 +9,7 @@ its gradient is known. `--check-gradients N` compares with jax.grad of plain JAX
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -98,6 +99,15 @@ def check(config: Config) -> None:
     choose("--precision", config.precision, PRECISIONS)
     choose("--attention", config.attention, dict.fromkeys(("xla", "cudnn")))
     run.want_seed(config.seed)
+    for name in ("check_gradients", "sample", "clip", "weight_decay", "learning_rate"):
+        if not 0 <= getattr(config, name) < math.inf:
+            option = f"--{name.replace('_', '-')}"
+            raise mb.InputError(f"{option} {getattr(config, name)} is out of range; wants 0, or a positive number")
+    tokens = config.batch_size * (config.length or SIZES[config.size].length)
+    if tokens >= 2**31:
+        raise mb.InputError(f"--batch-size {config.batch_size}: {tokens:,} tokens a step; wants fewer than {2**31:,}")
+    if config.attention == "cudnn" and config.precision == "float32":
+        raise mb.InputError("--attention cudnn: its kernel takes bfloat16 and float16; wants --precision of these")
     for name in ("steps", "batch_size", "accumulate"):
         if getattr(config, name) < 1:
             raise mb.InputError(f"--{name.replace('_', '-')} {getattr(config, name)} is out of range; wants at least 1")
@@ -197,7 +207,7 @@ def main() -> int:
     used = device(config.device)
     with jax.default_device(used):
         try:
-            return experiment(config, used, Console(highlight=False, soft_wrap=True))
+            return experiment(config, used, Console(highlight=False, soft_wrap=True, markup=False))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -209,7 +219,7 @@ def out_of_memory(config: Config, used: jax.Device) -> str:
     size = replace(SIZES[config.size], length=config.length or SIZES[config.size].length)
     memory = (used.memory_stats() or {}).get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     schedule = config.schedule + ", update in backward" * config.update_in_backward
-    told = plan.advice(size, config.batch_size, PRECISIONS[config.precision], schedule, memory)
+    told = plan.advice(size, config.batch_size, PRECISIONS[config.precision], schedule, memory, config.accumulate)
     return f"out of memory: {told.replace(chr(10), '; ')}"
 
 
@@ -270,9 +280,9 @@ def experiment(config: Config, used: jax.Device, console: Console) -> int:
                     and 5 * row["step"] // config.steps > 5 * (row["step"] - len(metrics.cost)) // config.steps
                 ):
                     written = data.decode(sample(size, plain, params, state, config.sample, config.seed))
-                    console.print(f"sample  step {row['step']}: {written!r}")
                     with (folder / "samples.txt").open("a") as samples:
                         samples.write(f"step {row['step']}\n{written}\n\n")
+                    console.print(f"sample  step {row['step']}: {written!r}")
                 if stop.requested:
                     break
         except NonFinite as error:
@@ -290,7 +300,7 @@ def experiment(config: Config, used: jax.Device, console: Console) -> int:
     if config.profile:
         with jax.profiler.trace(str(folder / "trace")):
             list(train(step, training, data.train, config.steps + 3, 1))
-    tell(config, console, size, data, rows, differences, folder, clock)
+    tell(config, used, console, size, data, rows, differences, folder, clock)
     return 0
 
 
@@ -325,13 +335,13 @@ def block_norms(gradient):
     return jnp.sqrt(sum(jnp.sum(jnp.square(leaf), tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(blocks)))
 
 
-def tell(config, console, size, data, rows, differences, folder, clock) -> None:
+def tell(config, used, console, size, data, rows, differences, folder, clock) -> None:
     """The results: in a file, and on the console."""
     tokens = clock.steps * config.batch_size * size.length
     results = {"held_out_cost": rows[-1]["held_out_cost"], "entropy": data.entropy}
     if tokens:
         speed = tokens / clock.seconds
-        flops, most = training_flops(size, 1) * speed, matmul_rate(PRECISIONS[config.precision] or "float32")
+        flops, most = training_flops(size, 1) * speed, matmul_rate(used, PRECISIONS[config.precision] or "float32")
         results |= {
             "tokens_per_second": speed,
             "matmul_flops_per_second": flops,

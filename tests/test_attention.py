@@ -45,30 +45,41 @@ def test_options_mean_what_they_mean_in_jax(make, ours, theirs):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("ours", "theirs"), OPTIONS, ids=lambda options: str(options))
-@pytest.mark.parametrize("further", [False, True], ids=["alone", "mask and bias"])
-def test_a_librarys_forward_pass_with_our_backward_pass(monkeypatch, ours, theirs, further):
-    """jax.nn's own implementation in the place of cuDNN's, which is there on NVIDIA GPUs only."""
+@pytest.fixture
+def library(monkeypatch):
+    """jax.nn's own implementation in the place of cuDNN's, which is there on NVIDIA GPUs only; what it gave."""
     seen = []
     monkeypatch.setattr(fused, "LIBRARY", "xla")
     monkeypatch.setattr(
         fused.lax, "platform_dependent", lambda *args, cuda, default: seen.append(cuda(*args)) or seen[-1]
     )
-    q, k, v, bias = draw(*qkv(7, 5, 6, 2, 3, (2, 3)), (3, 1, 7, 5))
-    mask = (jnp.abs(bias[0]) < 1.5) | (jnp.arange(5) == jnp.minimum(jnp.arange(7), 4)[:, None])
-    options = {"chunk": 2, "mask": further, "bias": further, **ours}
-    args = (q, k, v, mask, bias) if further else (q, k, v)
-    one, other = (mb.ops.chunked_attention(**options, implementation=name) for name in ("cudnn", "xla"))
-    y, residuals = one.forward(*args)
-    expected, kept = other.forward(*args)
-    assert len(seen) == 1 and residuals.m is None and kept.m is not None
+    return seen
+
+
+@pytest.mark.parametrize("options", [{}, {"causal": True}, {"causal": True, "window": 3, "scale": 0.3}], ids=str)
+def test_a_librarys_forward_pass_with_our_backward_pass(library, options):
+    q, k, v = draw(*qkv(7, 7 if "window" in options else 5, 6, 2, 3, (2, 3)))
+    one, other = (mb.ops.chunked_attention(chunk=2, **options, implementation=name) for name in ("cudnn", "xla"))
+    y, residuals = one.forward(q, k, v)
+    expected, kept = other.forward(q, k, v)
+    assert len(library) == 1 and residuals.m is None and kept.m is not None
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
     dy = random_like(y, 1)
     for a, b in zip(one.backward(residuals, dy), other.backward(kept, dy), strict=True):
-        assert (a is None) == (b is None)
-        if a is not None:
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-    assert check_vjp(one, lambda *args: other(*args), *args, order=1, effort="quick")
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert check_vjp(one, lambda *args: other(*args), q, k, v, order=1, effort="quick")
+
+
+@pytest.mark.parametrize(
+    "options", [{"mask": True}, {"bias": True}, {"causal": True, "window": 1}, {"window": (2, 0)}], ids=str
+)
+def test_where_a_query_may_attend_to_nothing_the_library_is_not_asked(library, options):
+    q, k, v, bias = draw(*qkv(8, 4, 6, 2, 3), (8, 4))
+    further = {"mask": [bias > 9], "bias": [jnp.full_like(bias, -jnp.inf)]}
+    args = q, k, v, *(x for name in options for x in further.get(name, []))
+    ours = mb.ops.chunked_attention(chunk=2, **options, implementation="cudnn")
+    np.testing.assert_array_equal(ours(*args), mb.ops.chunked_attention(chunk=2, **options)(*args))
+    assert not library
 
 
 def test_cudnns_forward_pass_falls_back_where_there_is_none():

@@ -13,7 +13,7 @@ import pytest
 import benchmark
 import manual_backprop as mb
 from benchmarks import pytorch
-from benchmarks.gpt import torch_row
+from benchmarks.gpt import stepping, torch_row
 from benchmarks.row import Row, TorchTraining
 from manual_backprop.models import gpt as models
 from manual_backprop.models.gpt import Schedule, Size
@@ -156,7 +156,7 @@ def test_rows_with_torch_are_left_out_in_one_line_where_it_is_missing(run, monke
 def test_torch_does_the_same_steps_in_about_the_same_memory():
     pytest.importorskip("torch")
     ids = jax.random.randint(jax.random.key(0), (2, SIZE.length), 0, SIZE.vocabulary)
-    objective = models.gpt(SIZE, Schedule())
-    row = torch_row("small", "torch", SIZE, objective, False, (ids, jnp.roll(ids, -1, 1)))
+    batch = ids, jnp.roll(ids, -1, 1)
+    row = torch_row("small", "torch", SIZE, *stepping(models.gpt(SIZE, Schedule()), batch), False, batch)
     result = pytorch.compare_with_torch(row.ours, row.peer, sys.executable, 1, 1, 1)
     assert 0.3 < result.comparison.temp_memory_ratio < 3

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import manual_backprop as mb
+from manual_backprop.combinators.split import split
 from manual_backprop.layers import Apply, Dense
 from manual_backprop.models.gpt import Schedule, Size, gpt
 from manual_backprop.training.descent import Descent
@@ -94,6 +95,24 @@ def test_an_optimizer_that_mixes_entries_is_refused(optimizer):
 
 def test_clipping_by_value_is_not():
     Descent(gpt(SIZES["gpt2"]), optax.chain(optax.clip(1.0), optax.adamw(1e-3)))
+
+
+def test_serials_of_one_layer_are_walked():
+    model = mb.Serial(mb.Serial(Dense(5)), mb.Repeat(mb.Residual(mb.Serial(Dense(5))), 2))
+    objective = mb.Objective(model, Apply(mb.ops.squared_error()))
+    batch = jax.random.normal(jax.random.key(1), (4, 5)), jnp.ones((4, 5))
+    params, state = objective.init(jax.random.key(0), batch)
+    ours, theirs = both(objective, optax.sgd(0.1), params, state, batch, 2)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, theirs)
+
+
+def test_what_cannot_be_updated_so_is_one_line():
+    chain = mb.Serial(Dense(5), Dense(5), Dense(5))
+    twice = mb.Tied(mb.Tied(chain, (0, "w"), (1, "w")), (0, "w"), (2, "w"))
+    with pytest.raises(mb.InputError, match="a parameter is tied twice; wants one Tied with all its places"):
+        Descent(mb.Objective(twice, Apply(mb.ops.squared_error())), optax.sgd(0.1))
+    with pytest.raises(mb.InputError, match="the objective is split, and owes its gradients"):
+        Descent(split(mb.Objective(chain, Apply(mb.ops.squared_error()))), optax.sgd(0.1))
 
 
 @pytest.mark.parametrize("whole", [lambda o: mb.MicroBatches(o, 2), mb.LossScale], ids=["MicroBatches", "LossScale"])

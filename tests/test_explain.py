@@ -248,6 +248,17 @@ def test_the_block_of_a_transformer_is_named(around, architecture):
     assert place.startswith(f"{part}the parameters of model[2][1][0] Residual(")
 
 
+def test_an_objective_that_is_none_is_taken_whole():
+    inner = mb.Objective(mb.models.mlp(1), Apply(mb.ops.squared_error()))
+    objective = mb.Precision(inner, "float32")
+    batch = jnp.ones((2, 1)), jnp.ones((2, 1))
+    params, state = objective.init(jax.random.key(0), batch)
+    assert first_nonfinite(objective, params, state, batch) is None
+    assert first_nonfinite(objective, params, state, (batch[0], jnp.inf * batch[1])) == "the batch"
+    large = jax.tree.map(lambda leaf: jnp.full_like(leaf, 1e30), params)
+    assert first_nonfinite(objective, large, state, batch) == f"forward, at {objective!r}"
+
+
 def test_a_gradient_that_overflows_alone_is_found():
     objective = mb.Objective(mb.models.mlp(1), Apply(mb.ops.squared_error()))
     x, t = jnp.full((1, 1), 1e38), jnp.full((1, 1), 1e5)

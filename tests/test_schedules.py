@@ -68,8 +68,13 @@ def test_a_gradient_in_two_halves_is_the_gradient(size, schedule):
     later, count = halves(objective, (IDS, IDS))
     _, at_once = gradient(objective, (IDS, IDS))
     assert count > 8
-    tolerance = 1e-2 if schedule.compute else 1e-5
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance / 10), later, at_once)
+    assert_close(later, at_once, 1e-2 if schedule.compute else 1e-5)
+
+
+def assert_close(ours, theirs, tolerance: float):
+    """Leaf by leaf, in length."""
+    distance = lambda a, b: jnp.linalg.norm(jnp.ravel(a - b)) / jnp.linalg.norm(jnp.ravel(b))
+    assert max(jax.tree.leaves(jax.tree.map(distance, ours, theirs))) <= tolerance
 
 
 def test_only_the_chosen_layers_owe_their_gradient():
@@ -98,8 +103,59 @@ def test_one_product_for_the_parts_of_a_batch(size, schedule):
     objective = gpt(size, schedule)
     _, one = gradient(mb.MicroBatches(objective, 2, products="one"), (IDS, IDS))
     _, each = gradient(mb.MicroBatches(objective, 2), (IDS, IDS))
-    tolerance = 1e-2 if schedule.compute else 1e-5
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance / 10), one, each)
+    assert_close(one, each, 1e-2 if schedule.compute else 1e-5)
+
+
+@pytest.mark.parametrize("products", ["each", "one"])
+def test_many_parts_add_up_in_float32(products):
+    model = mb.Serial(LayerNorm(), Dense(5), LayerNorm(), Dense(3))
+    objective = mb.Objective(mb.Precision(model, "bfloat16"), Apply(mb.ops.squared_error()))
+    x, target = (jax.random.normal(jax.random.key(i), (1024, n)) for i, n in enumerate((7, 3)))
+    _, whole = gradient(mb.Objective(model, Apply(mb.ops.squared_error())), (x, target))
+    _, parts = gradient(mb.MicroBatches(objective, 256, products=products), (x, target))
+    assert_close(parts, whole, 0.02)
+
+
+def test_parts_in_float64_are_exact_and_parts_without_a_token_are_zero():
+    with jax.enable_x64(True):
+        batch = X.astype(float), TARGET.astype(float)
+        params, state = jax.tree.map(lambda p: p.astype(float), REGRESSION.init(KEY, (X, TARGET)))
+        run = lambda o: jax.jit(mb.value_and_grad(o))(params, state, batch)[1]
+        assert_close(run(mb.MicroBatches(REGRESSION, 3)), run(REGRESSION), 1e-14)
+    cost, dparams = gradient(mb.MicroBatches(REGRESSION, 3, lambda batch: 0), (X, TARGET))
+    assert cost == 0 and all(not np.any(leaf) for leaf in jax.tree.leaves(dparams))
+
+
+@pytest.mark.parametrize("products", ["each", "one"])
+def test_parts_inside_shard_map(products):
+    objective = mb.MicroBatches(REGRESSION, 3, products=products)
+    params, state = objective.init(KEY, (X, TARGET))
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    P = jax.sharding.PartitionSpec
+    run = lambda params, x, target: jax.lax.pmean(mb.value_and_grad(objective)(params, state, (x, target))[1], "data")
+    sharded = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=(P(), P("data"), P("data")), out_specs=P()))
+    assert_close(sharded(params, X, TARGET), gradient(REGRESSION, (X, TARGET))[1], 1e-5)
+
+
+def test_what_is_split_is_not_split_again():
+    halves = split(REGRESSION)
+    assert split(halves) == halves
+    inner = mb.MicroBatches(REGRESSION, 2, products="one")
+    with pytest.raises(mb.InputError, match="gradients are owed"):
+        gradient(mb.MicroBatches(halves, 3), (X, TARGET))
+    with pytest.raises(mb.InputError, match="wants LossScale outermost"):
+        gradient(mb.MicroBatches(mb.LossScale(REGRESSION), 3, products="one"), (X, TARGET))
+    assert_close(gradient(mb.LossScale(inner), (X, TARGET))[1], gradient(REGRESSION, (X, TARGET))[1], 1e-5)
+    with pytest.raises(mb.InputError, match="split: got 3; wants a layer"):
+        split(3)
+
+
+def test_serials_of_one_layer_split_too():
+    objective = mb.Objective(mb.Serial(mb.Serial(Dense(7)), mb.Serial(Dense(3))), Apply(mb.ops.squared_error()))
+    later, count = halves(objective, (X, TARGET))
+    assert count == 2
+    assert_close(later, gradient(objective, (X, TARGET))[1], 1e-6)
+    assert_close(gradient(mb.MicroBatches(objective, 2, products="one"), (X, TARGET))[1], later, 1e-5)
 
 
 def test_micro_batches_of_a_split_objective_are_one_line():

@@ -207,6 +207,15 @@ def test_out_of_memory_says_what_would_have_room(monkeypatch, capsys):
     assert error.startswith("error: out of memory: of 140.00 MB, 'dear' wants") and "would want" in error
 
 
+def test_what_the_model_writes_is_no_markup(tmp_path):
+    source = tmp_path / "brackets.txt"
+    source.write_text("[/b][i] " * 400)
+    files = ("--data", "files", "--files", str(source), "--length", "8", "--batch-size", "4")
+    done = run("--steps", "60", "--sample", "40", "--learning-rate", "0.01", *files, folder=tmp_path / "[a]")
+    assert done.returncode == 0, done.stderr
+    assert "[/b]" in done.stdout and f"wrote   {tmp_path}/[a]/" in done.stdout
+
+
 @pytest.mark.slow
 def test_the_cost_comes_within_three_percent_of_the_entropy(tmp_path):
     done = run(folder=tmp_path / "run")
@@ -237,6 +246,11 @@ def test_other_ways_to_run_it(arguments, tmp_path):
         (("--update-in-backward",), "wants --clip 0 --accumulate 1"),
         (("--accumulate", "3"), "--accumulate 3 does not divide --batch-size 16"),
         (("--length", "100"), "--length 100: tiny has 64 positions; wants 2 to so many"),
+        (("--clip", "-1"), "--clip -1.0 is out of range; wants 0, or a positive number"),
+        (("--learning-rate", "nan"), "--learning-rate nan is out of range"),
+        (("--sample", "-5"), "--sample -5 is out of range"),
+        (("--batch-size", "100000000"), "--batch-size 100000000: 6,400,000,000 tokens a step"),
+        (("--attention", "cudnn"), "--attention cudnn: its kernel takes bfloat16 and float16"),
     ],
 )
 def test_a_mistake_on_the_line_is_one_line(arguments, message):

@@ -49,3 +49,8 @@ class Deferred(Layer):
 
 def is_owed(node) -> bool:
     return isinstance(node, Owed)
+
+
+def owes(dparams) -> bool:
+    """Whether some of the gradients are owed."""
+    return any(map(is_owed, jax.tree.leaves(dparams, is_leaf=is_owed)))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from manual_backprop.combinators.deferred import owes
 from manual_backprop.contract import Layer, want_layer
 from manual_backprop.errors import InputError, inside, want_count
-from manual_backprop.ops.arrays import is_float
 
 
 class Scale(NamedTuple):
@@ -33,7 +34,7 @@ class LossScale(Layer):
         s ∂C/∂w from the backward pass,    ∂C/∂w = (s ∂C/∂w) / s
 
     A gradient that is not finite comes back as it is, for the optimiser to leave out (`optax.apply_if_finite`), and the
-    next scale is half of this one; after `patience` finite ones in a row it is twice. Powers of two lose no digit.
+    next scale is half of this one; after `patience` finite ones in a row it is twice. A power of two loses no digit.
     (Micikevicius 2018, arXiv:1710.03740, 3.2.) It is for `Precision(…, "float16")`: bfloat16 has float32's exponents.
     The gradient is computed in the forward pass, where the state is. Nothing flows back to the batch: None.
     """
@@ -45,8 +46,8 @@ class LossScale(Layer):
     def __post_init__(self):
         want_layer("LossScale", self.objective)
         object.__setattr__(self, "patience", want_count("LossScale: patience", self.patience))
-        if not 0 < self.initial < float("inf"):
-            raise InputError(f"LossScale: initial is {self.initial}; wants a positive number")
+        if not isinstance(self.initial, int | float) or not 0 < self.initial < math.inf:
+            raise InputError(f"LossScale: initial is {self.initial!r}; wants a positive number, best a power of two")
 
     def init(self, key, batch):
         params, state = self.objective.init(key, batch)
@@ -60,8 +61,12 @@ class LossScale(Layer):
         with inside(f"LossScale {self.objective!r}"):
             C, of_objective, residuals = self.objective.forward(params, of_objective, batch, key)
             scaled, _ = self.objective.backward(params, residuals, scale.astype(C.dtype))
+            if owes(scaled):
+                raise InputError("gradients are owed, and cannot be rescaled yet; wants LossScale outermost, unsplit")
         dparams = jax.tree.map(lambda d: (d / scale).astype(d.dtype), scaled)
-        finite = jnp.stack([jnp.all(jnp.isfinite(d)) for d in jax.tree.leaves(scaled) if is_float(d)]).all()
+        finite = jnp.bool(True)
+        for d in jax.tree.leaves(scaled):
+            finite &= jnp.all(jnp.isfinite(d))
         grows = finite_steps + 1 >= self.patience
         next_scale = jnp.where(finite, jnp.where(grows, 2 * scale, scale), jnp.maximum(scale / 2, 1))
         next_scale = jnp.where(jnp.isfinite(next_scale), next_scale, scale)

@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from manual_backprop.combinators.deferred import is_owed
+from manual_backprop.combinators.deferred import is_owed, owes
 from manual_backprop.combinators.shapes import shapes, sum_over_paths
 from manual_backprop.combinators.split import settled, split
 from manual_backprop.contract import Layer, want_layer
 from manual_backprop.errors import InputError, inside, want_count
 from manual_backprop.layers import Dense
+from manual_backprop.ops.arrays import wide_dtype
+from manual_backprop.ops.costs.head import filled
 
 
 class _Gradient(NamedTuple):
@@ -49,6 +51,8 @@ class MicroBatches(Layer):
     def __post_init__(self):
         want_layer("MicroBatches", self.objective)
         object.__setattr__(self, "n", want_count("MicroBatches: n", self.n))
+        if not callable(self.count):
+            raise InputError(f"MicroBatches: count is {self.count!r}; wants a function of a part of the batch")
         if self.products not in ("each", "one"):
             raise InputError(f"MicroBatches: products is {self.products!r}; wants 'each' or 'one'")
 
@@ -83,12 +87,15 @@ class MicroBatches(Layer):
         with inside(f"MicroBatches {self.objective!r}"):
             first = jax.tree.map(lambda leaf: leaf[0], of_parts)
             _, _, more = jax.eval_shape(part, state, first)
-            if self.products == "each" and any(map(is_owed, jax.tree.leaves(more, is_leaf=is_owed))):
-                raise InputError("gradients are owed, of which there is no sum (see split); split what is not in parts")
-            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), _summed(more))
+            if owes(more) and objective is self.objective:
+                raise InputError("gradients are owed, of which there is no sum; wants an objective that is not split")
+            nothing = filled(0, (), jnp.float32, *(leaf for leaf in jax.tree.leaves((parts, params))))
+            wide_zeros = lambda leaf: jnp.zeros(leaf.shape, dtype := wide_dtype(leaf.dtype)) + nothing.astype(dtype)
+            zeros = jax.tree.map(wide_zeros, _summed(more))
             (state, summed), (Cs, kept) = lax.scan(step, (state, zeros), of_parts)
             owed = jax.tree.map(lambda a, b: b if is_owed(b) else a, summed, kept, is_leaf=_is_place)
             dparams = settled(objective, params, owed, parts=True)
+            dparams = jax.tree.map(lambda d, p: d.astype(p.dtype), dparams, params)
         return jnp.sum(Cs), state, _Gradient(dparams, jax.tree.map(lambda leaf: None, batch))
 
     def backward(self, params, residuals, dy):
@@ -98,6 +105,10 @@ class MicroBatches(Layer):
         """The batch with its first axis cut in n."""
 
         def cut(leaf):
+            if not jnp.shape(leaf):
+                raise InputError(
+                    "MicroBatches: the batch holds a number; wants arrays, examples along their first axis"
+                )
             if leaf.shape[0] % self.n:
                 raise InputError(f"MicroBatches: a batch of {leaf.shape[0]} does not divide into {self.n} parts")
             return jnp.reshape(leaf, (self.n, leaf.shape[0] // self.n, *leaf.shape[1:]))
@@ -105,8 +116,11 @@ class MicroBatches(Layer):
         return jax.tree.map(cut, batch)
 
     def shares(self, parts) -> jax.Array:
-        counts = jax.vmap(lambda part: jnp.asarray(self.count(part), jnp.float32))(parts)
-        return counts / jnp.sum(counts)
+        counts = jax.vmap(lambda part: jnp.asarray(self.count(part), float))(parts)
+        if counts.ndim != 1:
+            raise InputError(f"MicroBatches: count gives an array of shape {counts.shape[1:]} a part; wants a number")
+        total = jnp.sum(counts)
+        return counts / jnp.where(total == 0, 1, total)
 
 
 def _summed(dparams):

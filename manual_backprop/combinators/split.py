@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from manual_backprop.combinators.deferred import Deferred, is_owed
+from manual_backprop.combinators.deferred import Deferred, is_owed, owes
 from manual_backprop.combinators.precision import Precision
 from manual_backprop.combinators.repeat import Repeat
 from manual_backprop.combinators.reversible import Reversible
 from manual_backprop.combinators.tied import Tied
 from manual_backprop.combinators.walk import children, is_several, leaves, with_children
-from manual_backprop.contract import Layer
+from manual_backprop.contract import Layer, want_layer
 
 
 class _Precision(Precision):
@@ -43,8 +43,9 @@ def split(layer: Layer, which: Callable[[Layer], bool] = lambda leaf: True) -> L
     owed, dx = halves.backward(params, residuals, dy)
     dparams = settled(halves, params, owed)
     """
+    want_layer("split", layer)
     late = [at for leaf, at in leaves(layer) if which(leaf)]
-    if not late:
+    if not late or isinstance(layer, Deferred):
         return layer
     if not children(layer):
         return Deferred(layer)
@@ -61,8 +62,9 @@ def settled(layer: Layer, params, owed, parts: bool = False):
 
     parts: what is owed has a leading axis, of several backward passes with the same params; the gradient is the sum
     over them. That is for layers that map every row of x by itself, such as `Dense`: it is one more axis of rows.
+    Gradients that are there are summed already.
     """
-    if not any(map(is_owed, jax.tree.leaves(owed, is_leaf=is_owed))):
+    if not owes(owed):
         return owed
     if isinstance(layer, Deferred):
         return layer.settled(params, owed)

@@ -32,8 +32,14 @@ def with_children(layer: Layer, change: Callable[[Layer, int], Layer]) -> Layer:
 
 
 def is_several(layer: Layer) -> bool:
-    """Whether params and state are tuples, one entry a layer within; else they are those of the one layer within."""
-    return len(children(layer)) > 1
+    """Whether params and state are tuples, one entry a layer within; else they are those of the one layer within.
+
+    So it is with several layers, and with a tuple of layers, be it of one.
+    """
+    fields = [getattr(layer, field.name) for field in dataclasses.fields(layer)]
+    return len(children(layer)) > 1 or any(
+        isinstance(f, tuple) and any(isinstance(e, Layer) for e in f) for f in fields
+    )
 
 
 def map_leaves(layer: Layer, change: Callable[[Layer, tuple[int, ...]], Layer], at: tuple[int, ...] = ()) -> Layer:

@@ -17,7 +17,7 @@ from manual_backprop.testing.leaves import is_inexact
 def first_nonfinite(objective: Layer, params: Any, state: Any, batch: tuple, key=None) -> str | None:
     """Names the first place, forward and then backward, that holds a value which is not finite; None if all are.
 
-    objective: an `Objective`, or one within Tied, MicroBatches, LossScale.
+    objective: an `Objective`, or one within Tied, MicroBatches, LossScale; another layer is taken whole.
     Runs it layer by layer, outside jit; layers of a `Repeat` one by one, other combinators whole.
     Places: "the input", "forward, at …", "backward, at …".
     """
@@ -40,8 +40,14 @@ def _values(objective: Layer, params, state, batch, key, dC) -> Iterator[tuple[s
             part = jax.tree.map(lambda leaf, i=i: leaf[i], parts)
             for place, values in _values(objective.objective, params, state, part, k, dC * share):
                 yield f"part {i + 1} of {objective.n} of the batch: {place}", values
-    else:
+    elif isinstance(objective, Objective):
         yield from _values_of_one(objective, params, state, batch, key, dC)
+    else:
+        yield "the batch", batch
+        yield "the parameters", params
+        cost, _, residuals = objective.forward(params, state, batch, key)
+        yield f"forward, at {objective!r}", cost
+        yield f"backward, at {objective!r}", objective.backward(params, residuals, jnp.full_like(cost, dC))
 
 
 def _values_of_one(objective: Objective, params, state, batch, key, dC) -> Iterator[tuple[str, Any]]:

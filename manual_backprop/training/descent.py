@@ -21,6 +21,7 @@ import optax
 from jax import lax
 
 from manual_backprop.combinators import LossScale, MicroBatches, Precision, Repeat, Reversible, Tied
+from manual_backprop.combinators.deferred import Deferred
 from manual_backprop.combinators.tied import get, put
 from manual_backprop.combinators.walk import children, is_several, with_children
 from manual_backprop.contract import Layer, want_layer
@@ -75,6 +76,8 @@ class StepInBackward(Step):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.skips:
+            raise InputError("StepInBackward: a step cannot be skipped, for its first layers are updated by then")
         object.__setattr__(self, "descent", Descent(self.objective, self.optimizer))
 
     def started(self, params, state) -> Training:
@@ -165,12 +168,14 @@ def descending(layer: Layer, optimizer, held: tuple[tuple, ...] = (), at: tuple 
             f"Descent: {type(layer).__name__} knows the gradient only when all of it is there, and a layer would be "
             "updated before; take ordinary steps"
         )
+    if isinstance(layer, Deferred):
+        raise InputError("Descent: the objective is split, and owes its gradients; wants one that is not")
     if not children(layer) or isinstance(layer, Precision):  # which rounds all that it is given
         return layer if at in held else _Leaf(layer, optimizer)
     if isinstance(layer, Tied):
-        mine = tuple(
-            place for place in leaves(layer.layer, at) if any(_overlap(place, (*at, *p)) for p in layer.places)
-        )
+        mine = tuple(place for place in places(layer.layer, at) if layer.ties(place[len(at) :]))
+        if set(mine) & set(held):
+            raise InputError("Descent: a parameter is tied twice; wants one Tied with all its places")
         inner = with_children(layer, lambda child, _: descending(child, optimizer, (*held, *mine), at))
         return _Tied(inner, optimizer, tuple(place[len(at) :] for place in mine))
     several = is_several(layer)
@@ -180,16 +185,12 @@ def descending(layer: Layer, optimizer, held: tuple[tuple, ...] = (), at: tuple 
     return _Reversible(new.f, new.g, new.n) if isinstance(layer, Reversible) else new
 
 
-def leaves(layer: Layer, at: tuple = ()) -> list[tuple]:
+def places(layer: Layer, at: tuple = ()) -> list[tuple]:
     """Where in params the layers are that are no combinators."""
     if not children(layer) or isinstance(layer, Precision):
         return [at]
     several = is_several(layer)
-    return [place for i, child in enumerate(children(layer)) for place in leaves(child, (*at, i) if several else at)]
-
-
-def _overlap(a: tuple, b: tuple) -> bool:
-    return a[: len(b)] == b[: len(a)]
+    return [place for i, child in enumerate(children(layer)) for place in places(child, (*at, i) if several else at)]
 
 
 def _started(layer: Layer, params):

@@ -29,10 +29,10 @@ def describe(device: jax.Device) -> str:
     return f"{device.device_kind} ({device.platform}), jax {jax.__version__}"
 
 
-def matmul_rate(dtype: str = "float32") -> float:
-    """Flops a second of a large matrix product on JAX's default device: the limit of a training step."""
-    n = 2048 if jax.default_backend() == "cpu" else 8192
-    return 2 * n**3 / seconds(lambda a: a @ a, jnp.ones((n, n), dtype))
+def matmul_rate(used: jax.Device, dtype: str = "float32") -> float:
+    """Flops a second of a large matrix product on a device: the limit of a training step."""
+    n = 2048 if used.platform == "cpu" else 8192
+    return 2 * n**3 / seconds(lambda a: a @ a, jax.device_put(jnp.ones((n, n), dtype), used))
 
 
 def seconds(function: Callable, x, rounds: int = 5, budget: float = 2.0) -> float:

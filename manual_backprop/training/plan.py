@@ -145,7 +145,7 @@ def want_divided(size: Size, batch: int, mesh: Mesh, accumulate: int = 1) -> Non
         raise InputError(f"plan: model={m} does not divide {heads}; wants one of {fits}")
 
 
-def advice(size: Size, batch: int, compute: str | None, schedule: str, memory: float) -> str:
+def advice(size: Size, batch: int, compute: str | None, schedule: str, memory: float, accumulate: int = 1) -> str:
     """For a run that has no room in `memory` bytes of one device: what would have, in one line or two.
 
     The first of the leaner schedules that fits, those that update where this one does before the others; and in how
@@ -153,13 +153,14 @@ def advice(size: Size, batch: int, compute: str | None, schedule: str, memory: f
     be smaller than what failed, too: then something else takes memory that the plan does not know of.
     A program is compiled for each that is tried, some seconds each: 2 to 4 as a rule.
     """
-    failed = plan(size, batch, schedule, compute)
+    failed = plan(size, batch, schedule, compute, accumulate=accumulate)
     room = min(memory, failed.peak - 1)
     names, late = list(SCHEDULES), SCHEDULES[schedule][1]
     leaner = sorted(names[names.index(schedule) + 1 :], key=lambda name: SCHEDULES[name][1] != late)
+    leaner = [name for name in leaner if accumulate == 1 or not SCHEDULES[name][1]]  # which knows no parts
     tried, best = [failed], None
     for name in leaner:
-        tried.append(plan(size, batch, name, compute))
+        tried.append(plan(size, batch, name, compute, accumulate=accumulate))
         if tried[-1].peak <= room:
             best = tried[-1]
             break
@@ -168,9 +169,12 @@ def advice(size: Size, batch: int, compute: str | None, schedule: str, memory: f
         lines[0] += f"; {best.schedule!r} would want {size_of(best.peak)}"
         lines[0] += ", and is another model, of two streams" * best.schedule.startswith("last")
     if not late:
-        in_parts = lambda n: None if batch % n else plan(size, batch, schedule, compute, accumulate=n)
+        parts = lambda n: n * accumulate
+        in_parts = lambda n: None if batch % parts(n) else plan(size, batch, schedule, compute, accumulate=parts(n))
         if found := _smaller(failed, batch, room, in_parts):
-            lines.append(f"the batch in {found[0]} parts, one after another, would want {size_of(found[1].peak)}")
+            lines.append(
+                f"the batch in {parts(found[0])} parts, one after another, would want {size_of(found[1].peak)}"
+            )
     if not best and len(lines) == 1:
         leanest = min(tried, key=lambda p: p.peak)
         lines[0] += f", and the leanest, {leanest.schedule!r}, {size_of(leanest.peak)}"

@@ -37,7 +37,7 @@ NAN = float("nan")
 
 
 class TorchError(Exception):
-    """PyTorch ended without an answer; the last line that it said."""
+    """Why there is no row with PyTorch: the last line that it said, where it ended without an answer."""
 
 
 def find_torch(python: str | None) -> str | None:

@@ -85,7 +85,7 @@ def chunked_attention(
     """`attention`, with the probabilities of `chunk` queries in memory at a time; all else is the same.
 
     implementation: of the forward pass. "cudnn": its fused kernel, on NVIDIA GPUs, for what it takes; "xla" elsewhere,
-    and for the rest: dropout, softcap, lse, float32.
+    and for the rest: mask, bias, dropout, softcap, lse, float32.
     Only dropout draws otherwise, by chunks too: of chunk c are kept `jax.random.bernoulli(jax.random.fold_in(key, c),
     keep_probability, [..., N, queries, keys])`, over the keys that the chunk's run reaches (`chunks.py`).
     Raises InputError for options or shapes that do not fit. Derivation: the module.
@@ -116,7 +116,7 @@ def chunked_attention(
 
     def forward(q, k, v, mask, bias, key):
         if implementation == "cudnn" and not lse:
-            y = fused(scoring, lambda *args: in_chunks(*args, None)[0], q, k, v, mask, bias)
+            y = fused(scoring, lambda q, k, v: in_chunks(q, k, v, None, None, None)[0], q, k, v)
             if y is not None:
                 return y, Residuals(q, k, v, mask, bias, key, None, None)
         return in_chunks(q, k, v, mask, bias, key)
