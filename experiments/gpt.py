@@ -38,7 +38,6 @@ from manual_backprop.training.weights import load_weights, save_weights
 SCHEDULES = ("everything", "dear", "inputs", "last")
 PRECISIONS = {"float32": None, "bfloat16": "bfloat16", "float16": "float16"}
 DECAYED = ("w", "table", "weight")  # matrices; not biases and scales
-CLASSES = 4096  # that a lean schedule has the logits of at a time
 SKIPS = 50  # gradients in a row that float16 may overflow in, while the scale of its cost is found
 
 
@@ -140,11 +139,10 @@ def optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
 
 
 def objective_of(config: Config, size: Size) -> mb.Layer:
-    chunk = min(128, max(16, size.length // 4))
-    attention = ops.chunked_attention(causal=True, chunk=chunk, implementation=config.attention)
-    lean = config.schedule in ("inputs", "last") and size.vocabulary > CLASSES
-    head = ("backward", CLASSES) if lean else ()
-    objective = gpt(size, Schedule(config.schedule, attention, *head, compute=PRECISIONS[config.precision]))
+    schedule, _ = plan.SCHEDULES[config.schedule]
+    if config.attention == "cudnn":
+        schedule = replace(schedule, attention=ops.chunked_attention(causal=True, implementation="cudnn"))
+    objective = gpt(size, replace(schedule, compute=PRECISIONS[config.precision]))
     if config.accumulate > 1:
         objective = mb.MicroBatches(objective, config.accumulate)
     return mb.LossScale(objective) if config.precision == "float16" else objective

@@ -31,6 +31,7 @@ from benchmarks.pytorch import TorchError, compare_with_torch, find_torch
 from benchmarks.row import Result, Row, TorchTraining, peak_bytes
 from manual_backprop.errors import choose, want_count
 from manual_backprop.testing.timing import Comparison, Program, compare
+from manual_backprop.training.devices import matmul_rate
 
 RATIOS = ("step_time_ratio", "temp_memory_ratio", "trace_ratio", "compile_ratio")
 ROUNDS = {"gpt": 21, "schedules": 21, "ops": 41}  # where a step takes long
@@ -77,8 +78,7 @@ def main() -> None:
                 continue
             limit = None
             if row.flops is not None:
-                rate = matmul_rate(1536 if options.quick else 3072)
-                limit = row.flops / result.comparison.ours.step_s / rate
+                limit = row.flops / result.comparison.ours.step_s / matmul_rate(jax.devices()[0])
             print(line(row.title, result.comparison, limit), flush=True)
             save(as_json(name, row, result, limit) | {"machine": machine, "load": load})
             took = time.monotonic() - start
@@ -163,19 +163,6 @@ def called(program: Program) -> tuple[tuple, int]:
     jitted = jax.jit(program.function, donate_argnums=(0,) if program.donate else ())
     compiled = jitted.lower(*program.args).compile()
     return compiled(*jax.tree.map(jnp.copy, program.args)), peak_bytes(compiled)
-
-
-def matmul_rate(n: int) -> float:
-    """Operations a second of a large matrix product: the limit that a training step is held against."""
-    a = jnp.ones((n, n))
-    product = jax.jit(jnp.matmul)
-    product(a, a).block_until_ready()
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        product(a, a).block_until_ready()
-        times.append(time.perf_counter() - start)
-    return 2 * n**3 / min(times)
 
 
 def line(title: str, result: Comparison, limit: float | None) -> str:

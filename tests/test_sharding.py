@@ -13,12 +13,12 @@ from jax.sharding import PartitionSpec
 
 import manual_backprop as mb
 from manual_backprop import ops
+from manual_backprop.inspection.collectives import instructions, sent
 from manual_backprop.inspection.products import products
 from manual_backprop.layers import Apply, Dense, LayerNorm, LinearCrossEntropy
 from manual_backprop.models.gpt import Schedule, Size, gpt
 from manual_backprop.training import sharding
 from manual_backprop.training.descent import Descent
-from manual_backprop.training.plan import instructions, sent
 from manual_backprop.training.sharding import axes, mesh_of, on_mesh
 
 SIZES = {

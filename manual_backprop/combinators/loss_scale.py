@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from manual_backprop.combinators.ahead import GradientAhead, ahead
 from manual_backprop.combinators.deferred import owes
 from manual_backprop.contract import Layer, want_layer
 from manual_backprop.errors import InputError, inside, want_count
@@ -22,13 +23,8 @@ class Scale(NamedTuple):
     of_objective: Any
 
 
-class _Gradient(NamedTuple):
-    dparams: Any  # for dC = 1
-    of_batch: Any
-
-
 @dataclass(frozen=True, repr=False)
-class LossScale(Layer):
+class LossScale(GradientAhead):
     """An objective whose backward pass starts with ∂C/∂C = scale: float16 rounds what is below 6e-8 to zero.
 
         s ∂C/∂w from the backward pass,    ∂C/∂w = (s ∂C/∂w) / s
@@ -71,7 +67,4 @@ class LossScale(Layer):
         next_scale = jnp.where(finite, jnp.where(grows, 2 * scale, scale), jnp.maximum(scale / 2, 1))
         next_scale = jnp.where(jnp.isfinite(next_scale), next_scale, scale)
         state = Scale(next_scale, jnp.where(finite & ~grows, finite_steps + 1, 0), of_objective)
-        return C, state, _Gradient(dparams, jax.tree.map(lambda leaf: None, batch))
-
-    def backward(self, params, residuals, dy):
-        return jax.tree.map(lambda d: (dy * d).astype(d.dtype), residuals.dparams), residuals.of_batch
+        return C, state, ahead(dparams, batch)

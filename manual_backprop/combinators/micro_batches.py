@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from manual_backprop.combinators.ahead import GradientAhead, ahead
 from manual_backprop.combinators.deferred import is_owed, owes
 from manual_backprop.combinators.shapes import shapes, sum_over_paths
 from manual_backprop.combinators.split import settled, split
@@ -20,18 +21,13 @@ from manual_backprop.ops.arrays import wide_dtype
 from manual_backprop.ops.costs.head import filled
 
 
-class _Gradient(NamedTuple):
-    dparams: Any  # for dC = 1
-    of_batch: Any
-
-
 def equal(batch) -> float:
     """Every part counts alike."""
     return 1.0
 
 
 @dataclass(frozen=True, repr=False)
-class MicroBatches(Layer):
+class MicroBatches(GradientAhead):
     """An objective over n equal parts of the batch: C = Σᵢ shareᵢ Cᵢ, so ∂C/∂w = Σᵢ shareᵢ ∂Cᵢ/∂w.
 
     Each part goes forward and, with ∂C/∂Cᵢ = shareᵢ, backward before the next begins; what is kept is the gradient.
@@ -89,17 +85,14 @@ class MicroBatches(Layer):
             _, _, more = jax.eval_shape(part, state, first)
             if owes(more) and objective is self.objective:
                 raise InputError("gradients are owed, of which there is no sum; wants an objective that is not split")
-            nothing = filled(0, (), jnp.float32, *(leaf for leaf in jax.tree.leaves((parts, params))))
+            nothing = filled(0, (), jnp.float32, *jax.tree.leaves((parts, params)))
             wide_zeros = lambda leaf: jnp.zeros(leaf.shape, dtype := wide_dtype(leaf.dtype)) + nothing.astype(dtype)
             zeros = jax.tree.map(wide_zeros, _summed(more))
             (state, summed), (Cs, kept) = lax.scan(step, (state, zeros), of_parts)
             owed = jax.tree.map(lambda a, b: b if is_owed(b) else a, summed, kept, is_leaf=_is_place)
             dparams = settled(objective, params, owed, parts=True)
             dparams = jax.tree.map(lambda d, p: d.astype(p.dtype), dparams, params)
-        return jnp.sum(Cs), state, _Gradient(dparams, jax.tree.map(lambda leaf: None, batch))
-
-    def backward(self, params, residuals, dy):
-        return jax.tree.map(lambda d: (dy * d).astype(d.dtype), residuals.dparams), residuals.of_batch
+        return jnp.sum(Cs), state, ahead(dparams, batch)
 
     def parts(self, batch):
         """The batch with its first axis cut in n."""

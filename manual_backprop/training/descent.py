@@ -20,7 +20,8 @@ import numpy as np
 import optax
 from jax import lax
 
-from manual_backprop.combinators import LossScale, MicroBatches, Precision, Repeat, Reversible, Tied
+from manual_backprop.combinators import Precision, Repeat, Reversible, Tied
+from manual_backprop.combinators.ahead import GradientAhead
 from manual_backprop.combinators.deferred import Deferred
 from manual_backprop.combinators.tied import get, put
 from manual_backprop.combinators.walk import children, is_several, with_children
@@ -45,7 +46,7 @@ class Descent:
         params = descent.params(weights)
 
     Raises InputError for an optimiser that mixes entries, as clipping by the global norm does: that norm is known only
-    when the backward pass has ended. And for `MicroBatches`, whose gradient is known only after the last of them.
+    when the backward pass has ended. And for `MicroBatches` and `LossScale`, which know the gradient only as a whole.
     """
 
     objective: Layer
@@ -163,7 +164,7 @@ class _Tied(Layer):
 
 def descending(layer: Layer, optimizer, held: tuple[tuple, ...] = (), at: tuple = ()) -> Layer:
     """The layer with such layers in it. held: the places in params that stay as they are, at: that of this layer."""
-    if isinstance(layer, MicroBatches | LossScale):
+    if isinstance(layer, GradientAhead):
         raise InputError(
             f"Descent: {type(layer).__name__} knows the gradient only when all of it is there, and a layer would be "
             "updated before; take ordinary steps"

@@ -31,8 +31,14 @@ def describe(device: jax.Device) -> str:
 
 def matmul_rate(used: jax.Device, dtype: str = "float32") -> float:
     """Flops a second of a large matrix product on a device: the limit of a training step."""
-    n = 2048 if used.platform == "cpu" else 8192
+    n = 3072 if used.platform == "cpu" else 8192
     return 2 * n**3 / seconds(lambda a: a @ a, jax.device_put(jnp.ones((n, n), dtype), used))
+
+
+def copy_rate(used: jax.Device) -> float:
+    """Bytes a second, read and written, of a large copy on a device."""
+    large = jax.device_put(jnp.ones(1 << 25), used)
+    return 2 * large.nbytes / seconds(lambda x: x + 1, large)
 
 
 def seconds(function: Callable, x, rounds: int = 5, budget: float = 2.0) -> float:
