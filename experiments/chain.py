@@ -9,18 +9,19 @@ For every weight and bias the last table puts the product ∂C/∂a · ∂a/∂z
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 import manual_backprop as mb
 from manual_backprop.errors import choose
 from manual_backprop.inspection import Explanation, explain
 from manual_backprop.layers import Apply
 from manual_backprop.training import run
+from manual_backprop.training.config import from_words, want_seed
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Config:
 
 
 def main() -> int:
-    config = tyro.cli(Config, description=Config.__doc__)
+    config = from_words(Config, Config(), sys.argv[1:])
     choose("activation", config.activation, mb.ops.ACTIVATIONS)
     if len(config.sizes) < 2 or min(config.sizes) < 1:
         raise mb.InputError(
@@ -50,7 +51,7 @@ def main() -> int:
         )
     if config.examples < 1:
         raise mb.InputError(f"--examples {config.examples} is out of range; wants at least 1")
-    run.want_seed(config.seed)
+    want_seed(config.seed)
     if not math.isfinite(config.learning_rate):
         raise mb.InputError(f"--learning-rate {config.learning_rate} is out of range; wants a number")
     if not (config.epsilon != 0 and math.isfinite(config.epsilon)):
@@ -100,4 +101,4 @@ def nudges(objective, params, state, batch, explanation: Explanation, epsilon: f
 
 
 if __name__ == "__main__":
-    run.main(main)
+    run.main(lambda stop: main())

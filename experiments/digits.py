@@ -9,14 +9,13 @@ the gradients, the time of a step, and the memory.
 
 from __future__ import annotations
 
-import platform
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
@@ -24,11 +23,15 @@ import manual_backprop as mb
 from manual_backprop.errors import choose
 from manual_backprop.layers import Apply
 from manual_backprop.testing import Program, compare, gradient_difference
-from manual_backprop.training import images, pictures, run
-from manual_backprop.training.devices import describe, device
-from manual_backprop.training.loop import NonFinite, Step, train
-from manual_backprop.training.optimizers import optimizer
-from manual_backprop.training.progress import progress
+from manual_backprop.training import config, images, pictures, placing, run
+from manual_backprop.training.devices import describe
+from manual_backprop.training.environment import place
+from manual_backprop.training.flow import layer_norms
+from manual_backprop.training.loop import Step, Training, examples
+from manual_backprop.training.optimizers import averages, averaging, optimizer
+from manual_backprop.training.progress import Speed
+from manual_backprop.training.sharding import on_mesh
+from manual_backprop.training.weights import save_params
 
 # Those that jax.nn has by the same name: the gradient is compared with jax.grad's of a network in plain JAX.
 ACTIVATIONS = {name: rule for name, rule in mb.ops.ACTIVATIONS.items() if hasattr(jax.nn, name)}
@@ -36,7 +39,7 @@ COSTS = {"squared_error": mb.ops.squared_error(), "softmax_cross_entropy": mb.op
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(config.Config):
     """Train a network on handwritten digits with gradients written by hand."""
 
     hidden: tuple[int, ...] = (16, 16)
@@ -53,16 +56,8 @@ class Config:
     """Any of optax's aliases by its name."""
     learning_rate: float = 1.0
     """The length of a step. 1 suits sgd here; try 0.003 for adam."""
-    batch_size: int = 64
-    """Examples that a step averages over."""
     steps: int = 8000
     """Steps of gradient descent."""
-    seed: int = 0
-    """Of the first weights and of the batches."""
-    device: str | None = None
-    """cpu, gpu or tpu; by default JAX chooses."""
-    folder: Path | None = None
-    """Folder for the results, which must not exist; by default runs/digits/<time>."""
 
 
 def network(config: Config, classes: int) -> mb.Objective:
@@ -91,94 +86,75 @@ def reference(config: Config):
 
 def check(config: Config) -> None:
     """Raises InputError for a value that no part of the program would catch in time."""
+    config.check()
     choose("activation", config.activation, ACTIVATIONS)
     choose("cost", config.cost, COSTS)
     if config.data == "digits" and config.data_dir:
         raise mb.InputError(f"--data-dir {config.data_dir}: --data digits needs no files; name mnist or fashion-mnist")
-    run.want_seed(config.seed)
-    if config.steps < 1:
-        raise mb.InputError(f"--steps {config.steps} is out of range; wants at least 1")
     if any(size < 1 for size in config.hidden):
         raise mb.InputError(f"--hidden {' '.join(map(str, config.hidden))}: every layer wants at least one neuron")
 
 
-def main() -> int:
-    config = tyro.cli(Config, description=Config.__doc__)
-    check(config)
-    with jax.default_device(device(config.device)):
-        return experiment(config, Console(highlight=False, soft_wrap=True))
+def main(stop: run.Stop) -> int:
+    options, folder = config.parsed(Config, "digits")
+    check(options)
+    with place(options) as mesh:
+        return experiment(options, folder, mesh, stop, Console(highlight=False, soft_wrap=True))
 
 
-def experiment(config: Config, console: Console) -> int:
+def experiment(config: Config, folder: Path | None, mesh: Mesh, stop: run.Stop, console: Console) -> int:
+    placing.want_divided(config.batch_size, mesh)
     pixels = images.load(config.data, config.data_dir)
     objective = network(config, len(pixels.names))
+    descent = optimizer(config.optimizer, config.learning_rate, config.seed)
     step = Step(
-        objective, optimizer(config.optimizer, config.learning_rate, config.seed), config.batch_size, config.seed
+        on_mesh(objective, mesh),
+        averaging(descent, config.ema) if config.ema else descent,
+        config.batch_size,
+        config.seed,
+        placing.drawn_on(mesh, examples),
+        layer_norms(objective),
+        config.skip_nonfinite,
     )
     one_hot = config.cost == "squared_error"
     data, held_out = (
-        (jnp.asarray(x), jax.nn.one_hot(labels, len(pixels.names)) if one_hot else jnp.asarray(labels))
+        placing.on_devices((x, jax.nn.one_hot(labels, len(pixels.names)) if one_hot else jnp.asarray(labels)), mesh)
         for x, labels in ((pixels.train_x, pixels.train_labels), (pixels.test_x, pixels.test_labels))
     )
-    training = first = jax.jit(step.start)(data)
-
-    used = next(iter(data[0].devices()))
-    size = sum(leaf.size for leaf in jax.tree.leaves(first.params))
-    console.print(f"device  {describe(used)}")
-    console.print(f"model   {objective.model!r}, {data[0].shape[1]} inputs, {size:,} parameters")
-    console.print(f"cost    {objective.cost.op!r}, minimised by {config.optimizer}")
-    console.print(f"data    {config.data}, {len(data[0]):,} pictures to learn from, {len(held_out[0]):,} held out")
-    folder = run.new_folder("digits", config.folder)
-    versions = {"jax": jax.__version__, "python": platform.python_version(), "manual_backprop": mb.__version__}
-    run.write_json(folder / "config.json", asdict(config) | {"device_used": str(used), "versions": versions})
 
     @jax.jit
     def accuracy(params, state, x, labels):
         return jnp.mean(jnp.argmax(objective.model.apply(params[0], state[0], x), -1) == labels)
 
-    rows, failure = [], None
-    with (
-        run.stop_on_interrupt() as stop,
-        (folder / "metrics.jsonl").open("x") as metrics_file,
-        progress(console, config.steps) as update,
-    ):
-        try:
-            chunk = min(max(1, config.steps // 100), 200)
-            for training, metrics in train(step, first, data, config.steps, chunk):
-                row = {
-                    "step": int(training.step),
-                    "cost": float(metrics.cost.mean()),
-                    "gradient_norm": float(metrics.gradient_norm.mean()),
-                    "train_accuracy": float(
-                        accuracy(training.params, training.state, data[0][:2000], pixels.train_labels[:2000])
-                    ),
-                    "accuracy": float(accuracy(training.params, training.state, held_out[0], pixels.test_labels)),
-                }
-                rows.append(row)
-                run.append_row(metrics_file, row)
-                update(row["step"], f"cost {row['cost']:.4f}  accuracy {row['accuracy']:.3f}")
-                if stop.requested:
-                    break
-        except NonFinite as error:
-            failure = error
-
-    if rows:
-        draw(objective, training, pixels, held_out, rows, folder)
-    console.print(f"wrote   {folder}/")
-    if failure:
-        raise failure
-    if stop.requested:
-        console.print(f"stopped by Ctrl-C after step {int(training.step)}; its files are finished")
-        return 130
-    results = judge(config, step, first, training, data)
-    run.write_json(folder / "result.json", {"accuracy": rows[-1]["accuracy"], **results})
-    console.print(table({"accuracy": rows[-1]["accuracy"], **results}))
-    return 0
+    with run.opened("digits", config, folder, mesh, stop, console, Speed("examples", config.batch_size)) as here:
+        first = placing.started(step, data, mesh)
+        size = sum(leaf.size for leaf in jax.tree.leaves(first.params))
+        here.print(f"device  {describe(mesh)}")
+        here.print(f"model   {objective.model!r}, {data[0].shape[1]} inputs, {size:,} parameters")
+        here.print(f"cost    {objective.cost.op!r}, minimised by {config.optimizer}")
+        here.print(f"data    {config.data}, {len(data[0]):,} pictures to learn from, {len(held_out[0]):,} held out")
+        here.restore(first)
+        for training, metrics in here.chunks(step, data, min(max(1, config.steps // 100), 200)):
+            params = averages(training.optimizer_state, training.params)
+            right = float(accuracy(params, training.state, held_out[0], pixels.test_labels))
+            right_of_known = accuracy(params, training.state, data[0][:2000], pixels.train_labels[:2000])
+            here.record(training, metrics, {"train_accuracy": float(right_of_known), "accuracy": right}, -right)
+        training = here.training
+        if here.rows:
+            draw(objective, training, pixels, held_out, here.rows, here.folder)
+        results = {}
+        if here.complete:
+            results = {"accuracy": here.rows[-1]["accuracy"], **judge(config, objective, step, first, training, data)}
+            save_params(here.file("weights.safetensors"), averages(training.optimizer_state, training.params))
+        code = here.finished(results)
+        if results:
+            here.print(table(results))
+        return code
 
 
 def draw(objective: mb.Objective, training, pixels: images.Images, held_out, rows, folder: Path) -> None:
     """The three pictures."""
-    params, state = training.params, training.state
+    params, state = averages(training.optimizer_state, training.params), training.state
     opinions = jax.jit(objective.model.apply)(params[0], state[0], held_out[0])
 
     @jax.jit
@@ -200,15 +176,17 @@ def draw(objective: mb.Objective, training, pixels: images.Images, held_out, row
     )
 
 
-def judge(config: Config, step: Step, first, last, data) -> dict[str, float]:
+def judge(
+    config: Config, objective: mb.Objective, step: Step, first: Training, last: Training, data
+) -> dict[str, float]:
     """Our backward pass against jax.grad's of the reference: how equal, how fast, how large."""
     cost = reference(config)
-    batches = [step.batch(data, training.step)[0] for training in (first, last)]
+    batches = [step.batch(data, training)[0] for training in (first, last)]
     differences = [
-        gradient_difference(step.objective, cost, training.params, training.state, batch)
+        gradient_difference(objective, cost, training.params, training.state, batch)
         for training, batch in zip((first, last), batches, strict=True)
     ]
-    gradient = mb.value_and_grad(step.objective)
+    gradient = mb.value_and_grad(objective)
     ours = Program(lambda params, batch: gradient(params, last.state, batch), (last.params, batches[1]))
     theirs = Program(jax.value_and_grad(cost), (last.params, batches[1]))
     result = compare(ours, theirs, rounds=41)

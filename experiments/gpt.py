@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import math
 import os
-import platform
-import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import optax
-import tyro
 from jax import lax
+from jax.sharding import Mesh
 from rich.console import Console
 
 import manual_backprop as mb
@@ -28,11 +26,15 @@ from manual_backprop import ops
 from manual_backprop.errors import choose
 from manual_backprop.models.gpt import SIZES, Schedule, Size, gpt, logits, training_flops
 from manual_backprop.testing import gradient_difference
-from manual_backprop.training import pictures, plan, run, text
+from manual_backprop.training import config, hosts, pictures, placing, plan, run, text
 from manual_backprop.training.descent import StepInBackward
-from manual_backprop.training.devices import describe, device, matmul_rate
-from manual_backprop.training.loop import NonFinite, Step, train
-from manual_backprop.training.progress import progress
+from manual_backprop.training.devices import describe, matmul_rate
+from manual_backprop.training.environment import place
+from manual_backprop.training.flow import layer_norms
+from manual_backprop.training.loop import Step, train
+from manual_backprop.training.optimizers import averages, averaging
+from manual_backprop.training.progress import Speed
+from manual_backprop.training.sharding import on_mesh
 from manual_backprop.training.weights import load_weights, save_weights
 
 SCHEDULES = ("everything", "dear", "inputs", "last")
@@ -42,7 +44,7 @@ SKIPS = 50  # gradients in a row that float16 may overflow in, while the scale o
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(config.Config):
     """Train a transformer on text with gradients written by hand."""
 
     size: str = "tiny"
@@ -83,21 +85,15 @@ class Config:
     """Tokens of text to write, at four moments and at the end; 0: none."""
     profile: bool = False
     """Write a trace of a few steps into the folder."""
-    seed: int = 0
-    """Of the first weights and of the batches."""
-    device: str | None = None
-    """cpu, gpu or tpu; by default JAX chooses."""
-    folder: Path | None = None
-    """Folder for the results, which must not exist; by default runs/gpt/<time>."""
 
 
 def check(config: Config) -> None:
     """Raises InputError for a value that no part of the program would catch in time."""
+    config.check()
     choose("--size", config.size, SIZES)
     choose("--schedule", config.schedule, dict.fromkeys(SCHEDULES))
     choose("--precision", config.precision, PRECISIONS)
     choose("--attention", config.attention, dict.fromkeys(("xla", "cudnn")))
-    run.want_seed(config.seed)
     for name in ("check_gradients", "sample", "clip", "weight_decay", "learning_rate"):
         if not 0 <= getattr(config, name) < math.inf:
             option = f"--{name.replace('_', '-')}"
@@ -107,15 +103,16 @@ def check(config: Config) -> None:
         raise mb.InputError(f"--batch-size {config.batch_size}: {tokens:,} tokens a step; wants fewer than {2**31:,}")
     if config.attention == "cudnn" and config.precision == "float32":
         raise mb.InputError("--attention cudnn: its kernel takes bfloat16 and float16; wants --precision of these")
-    for name in ("steps", "batch_size", "accumulate"):
-        if getattr(config, name) < 1:
-            raise mb.InputError(f"--{name.replace('_', '-')} {getattr(config, name)} is out of range; wants at least 1")
+    if config.accumulate < 1:
+        raise mb.InputError(f"--accumulate {config.accumulate} is out of range; wants at least 1")
     if config.length is not None and not 2 <= config.length <= SIZES[config.size].length:
         raise mb.InputError(
             f"--length {config.length}: {config.size} has {SIZES[config.size].length} positions; wants 2 to so many"
         )
     if config.batch_size % config.accumulate:
         raise mb.InputError(f"--accumulate {config.accumulate} does not divide --batch-size {config.batch_size}")
+    if config.update_in_backward and (config.ema or config.skip_nonfinite):
+        raise mb.InputError("--update-in-backward: wants --ema 0 --skip-nonfinite 0, which look at the whole gradient")
     if config.update_in_backward and (config.clip or config.accumulate > 1 or config.precision == "float16"):
         raise mb.InputError(
             "--update-in-backward: the length of the whole gradient, the sum over parts of a batch, and whether "
@@ -135,7 +132,7 @@ def optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
     decayed = lambda params: jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in DECAYED, params)
     adamw = optax.adamw(rate, b2=0.99, weight_decay=config.weight_decay, mask=decayed)
     clipped = optax.chain(optax.clip_by_global_norm(config.clip), adamw) if config.clip else adamw
-    return optax.with_extra_args_support(clipped)
+    return averaging(clipped, config.ema) if config.ema else optax.with_extra_args_support(clipped)
 
 
 def objective_of(config: Config, size: Size) -> mb.Layer:
@@ -199,17 +196,16 @@ def reference(size: Size):
     return cost
 
 
-def main() -> int:
-    config = tyro.cli(Config, description=Config.__doc__)
-    check(config)
-    used = device(config.device)
-    with jax.default_device(used):
+def main(stop: run.Stop) -> int:
+    options, folder = config.parsed(Config, "gpt")
+    check(options)
+    with place(options) as mesh:
         try:
-            return experiment(config, used, Console(highlight=False, soft_wrap=True, markup=False))
+            return experiment(options, folder, mesh, stop, Console(highlight=False, soft_wrap=True, markup=False))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            raise mb.InputError(out_of_memory(config, used)) from None
+            raise mb.InputError(out_of_memory(options, mesh.devices.flat[0])) from None
 
 
 def out_of_memory(config: Config, used: jax.Device) -> str:
@@ -221,148 +217,106 @@ def out_of_memory(config: Config, used: jax.Device) -> str:
     return f"out of memory: {told.replace(chr(10), '; ')}"
 
 
-def experiment(config: Config, used: jax.Device, console: Console) -> int:
+def experiment(config: Config, folder: Path | None, mesh: Mesh, stop: run.Stop, console: Console) -> int:
+    placing.want_divided(config.batch_size, mesh)
     named = SIZES[config.size]
-    data = text.load(config.data, config.length or named.length, config.files, config.tokenizer, config.seed)
-    size = replace(named, vocabulary=data.vocabulary, length=config.length or named.length)
+    length, compute = config.length or named.length, PRECISIONS[config.precision]
+    data = text.load(config.data, length, config.files, config.tokenizer, config.seed)
+    size = replace(named, vocabulary=data.vocabulary, length=length)
     objective = objective_of(config, size)
+    skips = config.skip_nonfinite or (SKIPS if config.precision == "float16" else 0)
     kind = StepInBackward if config.update_in_backward else Step
-    skips = SKIPS if config.precision == "float16" else 0
-    step = kind(objective, optimizer(config), config.batch_size, config.seed, data.draw, block_norms, skips)
-    training = jax.jit(step.start)(data.train)
-    if config.weights:
-        training = jax.jit(step.started)(load_weights(config.weights, size, step.params(training)), training.state)
-    first = training
-
-    count = sum(leaf.size for leaf in jax.tree.leaves(step.params(training)))
-    console.print(f"device  {describe(used)}")
-    console.print(f"model   {config.size}: {size.depth} blocks of width {size.width}, {count:,} parameters")
-    console.print(f"data    {config.data}, {size.vocabulary} tokens, {config.batch_size} × {size.length} a step")
-    console.print(f"keeps   {config.schedule}{', updates in the backward pass' * config.update_in_backward}")
-    folder = run.new_folder("gpt", config.folder)
-    versions = {"jax": jax.__version__, "python": platform.python_version(), "manual_backprop": mb.__version__}
-    run.write_json(folder / "config.json", asdict(config) | {"device_used": str(used), "versions": versions})
+    step = kind(
+        on_mesh(objective, mesh),
+        optimizer(config),
+        config.batch_size,
+        config.seed,
+        placing.drawn_on(mesh, data.draw),
+        layer_norms(objective),
+        skips,
+    )
+    known, held_out = (placing.on_devices(part, mesh) for part in (data.train, data.held_out))
+    plain = gpt(size, Schedule(config.schedule, compute=compute))
+    used = mesh.devices.flat[0]
+    speed = Speed("tokens", config.batch_size * length, training_flops(size, config.batch_size * length))
 
     @jax.jit
-    def held_out_cost(params):
+    def held_out_cost(params, held_out):
         keys = jax.random.split(jax.random.key(1), 8)
-        costs = lambda key: plain.apply(params, state, data.draw(key, data.held_out, config.batch_size))
+        costs = lambda key: plain.apply(params, state, data.draw(key, held_out, config.batch_size))
         return jnp.mean(lax.map(costs, keys))
 
-    plain = gpt(size, Schedule(config.schedule, compute=PRECISIONS[config.precision]))
-    state = jax.eval_shape(plain.init, jax.random.key(0), step.batch(data.train, 0)[0])[1]  # a transformer has none
-    differences, rows, failure, clock = [], [], None, Clock()
-    chunk = config.check_gradients or min(max(1, config.steps // 50), 50)
-    with (
-        run.stop_on_interrupt() as stop,
-        (folder / "metrics.jsonl").open("x") as metrics_file,
-        progress(console, config.steps) as update,
-    ):
-        try:
-            for training, metrics in clock.timed(train(step, first, data.train, config.steps, chunk)):
-                params = step.params(training)
-                if config.check_gradients:
-                    batch, _ = step.batch(data.train, training.step)
-                    differences.append(gradient_difference(plain, reference(size), params, state, batch))
-                row = {
-                    "step": int(training.step),
-                    "cost": float(metrics.cost.mean()),
-                    "held_out_cost": float(held_out_cost(params)),
-                    **gradient_norms(metrics),
-                }
-                rows.append(row)
-                run.append_row(metrics_file, row)
-                update(row["step"], f"cost {row['cost']:.4f}  held out {row['held_out_cost']:.4f}")
-                if (
-                    config.sample
-                    and 5 * row["step"] // config.steps > 5 * (row["step"] - len(metrics.cost)) // config.steps
-                ):
-                    written = data.decode(sample(size, plain, params, state, config.sample, config.seed))
-                    with (folder / "samples.txt").open("a") as samples:
-                        samples.write(f"step {row['step']}\n{written}\n\n")
-                    console.print(f"sample  step {row['step']}: {written!r}")
-                if stop.requested:
-                    break
-        except NonFinite as error:
-            failure = error
-    if rows:
-        pictures.text_curves(rows, data.entropy, folder / "curves.png")
-    if not failure:
-        save_weights(folder / "weights.safetensors", size, step.params(training))
-    console.print(f"wrote   {folder}/")
-    if failure:
-        raise failure
-    if stop.requested:
-        console.print(f"stopped by Ctrl-C after step {int(training.step)}; its files are finished")
-        return 130
-    if config.profile:
-        with jax.profiler.trace(str(folder / "trace")):
-            list(train(step, training, data.train, config.steps + 3, 1))
-    tell(config, used, console, size, data, rows, differences, folder, clock)
-    return 0
+    with run.opened("gpt", config, folder, mesh, stop, console, speed) as here:
+        training = placing.started(step, known, mesh)
+        if config.weights:
+            like = jax.eval_shape(step.params, training)
+            training = placing.started(step, known, mesh, load_weights(config.weights, size, like))
+        count = sum(leaf.size for leaf in jax.tree.leaves(step.params(training)))
+        here.print(f"device  {describe(mesh)}")
+        here.print(f"model   {config.size}: {size.depth} blocks of width {size.width}, {count:,} parameters")
+        here.print(f"data    {config.data}, {size.vocabulary} tokens, {config.batch_size} × {size.length} a step")
+        here.print(f"keeps   {config.schedule}{', updates in the backward pass' * config.update_in_backward}")
+        speed.limit = mesh.size * matmul_rate(used, compute or "float32")
+        state = plain.init(jax.random.key(0), step.batch(known, training)[0])[1]  # a transformer has none
+        here.restore(training)
+        chunk = config.check_gradients or min(max(1, config.steps // 50), 50)
+        for training, metrics in here.chunks(step, known, chunk):
+            params = averages(training.optimizer_state, step.params(training))
+            row = {"held_out_cost": float(held_out_cost(params, held_out))}
+            if config.check_gradients:
+                batch, _ = step.batch(known, training)
+                row["gradient_difference"] = gradient_difference(plain, reference(size), params, state, batch)
+            if config.sample and passed_a_fifth(int(training.step), len(metrics.cost), config.steps):
+                row["sample"] = data.decode(sample(size, plain, params, state, config.sample, config.seed))
+                here.print(f"sample  step {int(training.step)}: {row['sample']!r}")
+            here.record(training, metrics, row, score=row["held_out_cost"])
+        training = here.training
+        if here.rows:
+            pictures.text_curves(here.rows, data.entropy, here.folder / "curves.png")
+        results = {}
+        if here.complete:
+            params = hosts.gathered(averages(training.optimizer_state, step.params(training)))
+            if hosts.is_first():
+                save_weights(here.file("weights.safetensors"), size, params)
+            if config.profile:
+                with jax.profiler.trace(str(here.folder / "trace")):
+                    list(train(step, training, known, config.steps + 3, 1))
+            results = results_of(here.rows, speed, data.entropy)
+        code = here.finished(results)
+        if results:
+            tell(results, config.precision, here)
+        return code
 
 
-class Clock:
-    """Time and steps of training alone: without evaluation, and without what compiles in the first chunk."""
-
-    def __init__(self):
-        self.steps, self.seconds = 0, 0.0
-
-    def timed(self, chunks):
-        first, resumed = True, time.perf_counter()
-        for training, metrics in chunks:
-            if not first:
-                self.steps += len(metrics.cost)
-                self.seconds += time.perf_counter() - resumed
-            first = False
-            yield training, metrics
-            resumed = time.perf_counter()
+def passed_a_fifth(step: int, taken: int, steps: int) -> bool:
+    """Whether one of the five moments of a run is among the steps just taken."""
+    return 5 * step // steps > 5 * (step - taken) // steps
 
 
-def gradient_norms(metrics) -> dict:
-    """Means over the steps of a chunk that were not left out; null where all were."""
-    kept = ~metrics.skipped
-    mean = lambda values: float(values[kept].mean()) if kept.any() else None
-    blocks = [mean(norms) for norms in metrics.more.T] if len(metrics.more) and kept.any() else []
-    return {"gradient_norm": mean(metrics.gradient_norm), "block_norms": blocks, "skipped": int(metrics.skipped.sum())}
-
-
-def block_norms(gradient):
-    """The length of the gradient of each block, [depth]."""
-    blocks = gradient[0][2]
-    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf), tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(blocks)))
-
-
-def tell(config, used, console, size, data, rows, differences, folder, clock) -> None:
-    """The results: in a file, and on the console."""
-    tokens = clock.steps * config.batch_size * size.length
-    results = {"held_out_cost": rows[-1]["held_out_cost"], "entropy": data.entropy}
-    if tokens:
-        speed = tokens / clock.seconds
-        flops, most = training_flops(size, 1) * speed, matmul_rate(used, PRECISIONS[config.precision] or "float32")
-        results |= {
-            "tokens_per_second": speed,
-            "matmul_flops_per_second": flops,
-            "model_flops_utilization": flops / most,
-        }
-    if differences:
+def results_of(rows: list[dict], speed: Speed, entropy: float | None) -> dict:
+    results = {"held_out_cost": rows[-1]["held_out_cost"], "entropy": entropy, **speed.results()}
+    if differences := [row["gradient_difference"] for row in rows if "gradient_difference" in row]:
         results["largest_gradient_difference"] = max(differences)
-    if any(row["skipped"] for row in rows):
-        results["skipped_steps"] = sum(row["skipped"] for row in rows)
-    run.write_json(folder / "result.json", results)
-    console.print(f"cost    {results['held_out_cost']:.4f} nats a token, held out")
-    if data.entropy is not None:
-        over = results["held_out_cost"] / data.entropy - 1
-        console.print(f"entropy {data.entropy:.4f}: the cost is {100 * over:+.2f} % from it")
-    if tokens:
-        console.print(
-            f"speed   {speed:,.0f} tokens/s; {flops / 1e9:.1f} GFLOP/s in matrix products, "
-            f"{100 * flops / most:.0f} % of what a large one reaches here (MFU)"
+    if skipped := sum(row["skipped"] for row in rows):
+        results["skipped_steps"] = skipped
+    return results
+
+
+def tell(results: dict, precision: str, here: run.Run) -> None:
+    here.print(f"cost    {results['held_out_cost']:.4f} nats a token, held out")
+    if results["entropy"] is not None:
+        over = results["held_out_cost"] / results["entropy"] - 1
+        here.print(f"entropy {results['entropy']:.4f}: the cost is {100 * over:+.2f} % from it")
+    if "units_per_second" in results:
+        here.print(
+            f"speed   {results['units_per_second']:,.0f} tokens/s; {results['flops_per_second'] / 1e9:.1f} GFLOP/s in "
+            f"matrix products, {100 * results['utilization']:.0f} % of what a large one reaches here (MFU)"
         )
     if skipped := results.get("skipped_steps"):
-        console.print(f"skipped {skipped} steps, whose gradient was not finite in {config.precision}")
-    if differences:
-        console.print(f"largest difference to jax.grad's gradient, in float64: {max(differences):.1e}")
+        here.print(f"skipped {skipped} steps, whose gradient was not finite in {precision}")
+    if "largest_gradient_difference" in results:
+        most = results["largest_gradient_difference"]
+        here.print(f"largest difference to jax.grad's gradient, in float64: {most:.1e}")
 
 
 def sample(size: Size, objective, params, state, count: int, seed: int) -> list[int]:

@@ -82,16 +82,17 @@ class StepInBackward(Step):
         object.__setattr__(self, "descent", Descent(self.objective, self.optimizer))
 
     def started(self, params, state) -> Training:
-        return Training(self.descent.start(params), state, (), jnp.zeros((), jnp.int32))
+        return Training(self.descent.start(params), state, (), jnp.zeros((), jnp.int32), jax.random.key(self.seed))
 
     def params(self, training: Training):
         return self.descent.params(training.params)
 
     def __call__(self, training: Training, data) -> tuple[Training, Metrics]:
-        weights, state, _, step = training
-        batch, key = self.batch(data, step)
-        (cost, state), weights = self.descent(weights, state, batch, key)
-        return Training(weights, state, (), step + 1), Metrics(cost, jnp.zeros_like(cost))
+        weights, state, _, step, key = training
+        batch, layer_key = self.batch(data, training)
+        (cost, state), weights = self.descent(weights, state, batch, layer_key)
+        metrics = Metrics(cost, jnp.zeros_like(cost), (), jnp.bool(False))
+        return Training(weights, state, (), step + 1, key), metrics
 
 
 # ── Layers whose backward pass gives new weights where others give the gradient ──────────────────────────────────────

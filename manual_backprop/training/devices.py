@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from manual_backprop.errors import InputError
 
@@ -25,8 +26,10 @@ def device(platform: str | None) -> jax.Device:
         ) from None
 
 
-def describe(device: jax.Device) -> str:
-    return f"{device.device_kind} ({device.platform}), jax {jax.__version__}"
+def describe(mesh: Mesh) -> str:
+    one, axes = mesh.devices.flat[0], ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
+    several = f"{mesh.size} × " if mesh.size > 1 else ""
+    return f"{several}{one.device_kind} ({one.platform}{f', {axes}' if several else ''}), jax {jax.__version__}"
 
 
 def matmul_rate(used: jax.Device, dtype: str = "float32") -> float:

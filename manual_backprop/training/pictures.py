@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,10 +40,10 @@ def curves(rows: Sequence[dict], path: Path) -> None:
 def text_curves(rows: Sequence[dict], entropy: float | None, path: Path) -> None:
     """Cost in training and held out, against the entropy where it is known; the gradient of each block over time.
 
-    rows: step, cost, held_out_cost, and block_norms, a list of a norm a block, or none.
+    rows: step, cost, held_out_cost, and layer_norms, where layers that `Repeat` stacks have a list of a norm a block.
     """
     steps = [row["step"] for row in rows]
-    norms = [row["block_norms"] for row in rows if row["block_norms"]]
+    norms = [norms for row in rows if (norms := _block_norms(row.get("layer_norms", {})))]
     figure, axes = plt.subplots(
         1, 2 if norms else 1, figsize=(12 if norms else 7, 3.8), layout="constrained", squeeze=False
     )
@@ -68,6 +69,12 @@ def text_curves(rows: Sequence[dict], entropy: float | None, path: Path) -> None
         right.set_yticks(range(1, len(norms[0]) + 1))
         figure.colorbar(image, ax=right)
     _save(figure, path)
+
+
+def _block_norms(layer_norms: dict) -> list[float]:
+    """The length of the gradient of each block, out of those of its layers."""
+    stacked = [norms for norms in layer_norms.values() if isinstance(norms, list)]
+    return [math.hypot(*block) for block in zip(*stacked, strict=True)]
 
 
 def mistakes(x, labels, opinions, shape, names: Sequence[str], path: Path, most: int = 12) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -55,3 +57,52 @@ class _Clock:
     def _per_second(self, step: int) -> float:
         first, start = self.start
         return (step - first) / (time.perf_counter() - start) if step > first else 0.0
+
+
+@dataclass
+class Speed:
+    """Of training alone: without evaluation, and without the first chunk, in which the program is compiled.
+
+    unit: what a step has `per_step` of.  flops: of a step, in matrix products; limit: what the device reaches in those.
+    """
+
+    unit: str = "examples"
+    per_step: int = 1
+    flops: float | None = None
+    limit: float | None = None
+    steps: int = 0
+    seconds: float = 0.0
+    last: tuple[int, float] | None = field(default=None)  # steps and seconds of the last chunk
+
+    def timed(self, chunks: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+        """The same chunks, (training, metrics), their time taken."""
+        first, begin = True, time.perf_counter()
+        for training, metrics in chunks:
+            if not first:
+                self.last = len(metrics.cost), time.perf_counter() - begin
+                self.steps, self.seconds = self.steps + self.last[0], self.seconds + self.last[1]
+            first = False
+            yield training, metrics
+            begin = time.perf_counter()
+
+    def of_chunk(self) -> dict[str, Any]:
+        """The last chunk's, for a row; nothing for the first."""
+        return self._rates(*self.last) if self.last else {}
+
+    def results(self) -> dict[str, Any]:
+        """Of all chunks but the first; nothing where there was one."""
+        return self._rates(self.steps, self.seconds) if self.steps else {}
+
+    def in_words(self) -> str:
+        rates = self.of_chunk()
+        if not rates:
+            return ""
+        used = f", {100 * rates['utilization']:.0f} % MFU" if "utilization" in rates else ""
+        return f"{rates['units_per_second']:,.0f} {self.unit}/s{used}"
+
+    def _rates(self, steps: int, seconds: float) -> dict[str, Any]:
+        rate = steps / seconds
+        rates = {"steps_per_second": rate, "units_per_second": rate * self.per_step, "unit": self.unit}
+        if self.flops and self.limit:
+            rates |= {"flops_per_second": rate * self.flops, "utilization": rate * self.flops / self.limit}
+        return rates

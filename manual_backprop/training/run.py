@@ -1,94 +1,298 @@
-"""A run's folder, its files, and how it ends. Nothing saved is overwritten."""
+"""A run: what it writes, how it goes on, and how it ends. An experiment ends with `run.main(main)`.
+
+def main(stop) -> int:
+    config, folder = parsed(Config, "digits")
+    with place(config) as mesh, opened("digits", config, folder, mesh, stop, console, speed) as run:
+        run.restore(training)                                       the newest whole checkpoint, if there is one
+        for training, metrics in run.chunks(step, data, chunk):
+            run.record(training, metrics, {"accuracy": …}, score)   a row; and a checkpoint, when it is time
+        return run.finished({"accuracy": …})                        run.training is where it ended
+"""
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import math
 import os
-import signal
+import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import datetime
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from rich.console import Console
 
 from manual_backprop.errors import InputError
-from manual_backprop.training.loop import NonFinite
+from manual_backprop.training import hosts, writers
+from manual_backprop.training.checkpoints import Checkpoints, digest
+from manual_backprop.training.config import CONFIG, Config, changes, made, read
+from manual_backprop.training.environment import differences, environment
+from manual_backprop.training.folder import (
+    ENVIRONMENT,
+    EVENTS,
+    METRICS,
+    RESULT,
+    append,
+    flushed,
+    lines,
+    locked,
+    new_folder,
+    now,
+    trimmed,
+    write_json,
+)  # fmt: skip
+from manual_backprop.training.loop import Metrics, NonFinite, Step, Training, train
+from manual_backprop.training.progress import Speed, progress
+from manual_backprop.training.report import write_report
+from manual_backprop.training.signals import GRACE, Stop, stopping
+
+OF_ONE_START = ("folder", "resume", "allow_change", "hosts")  # not in config.json: it can be used again as it is
 
 
-def new_folder(experiment: str, folder: Path | None = None) -> Path:
-    """Makes a folder: `folder`, or runs/<experiment>/<time>. Raises InputError if it exists or cannot be made."""
-    chosen = folder or Path("runs") / experiment / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    path, number = chosen, 1
-    while True:
+class Run:
+    """One that is open; `opened` makes it."""
+
+    def __init__(self, folder: Path, config: Config, stop: Stop, console: Console, speed: Speed):
+        self.folder, self.config, self.stop, self.speed = folder, config, stop, speed
+        self.console = console if hosts.is_first() else Console(quiet=True)
+        self.checkpoints = Checkpoints(folder / "checkpoints", config.save.keep, self.warn, self.saved)
+        self.every = config.save.every or max(1, config.steps // 10)
+        self.asked = 0  # the step of the last one
+        self.rows: list[dict] = []
+        self.training: Training | None = None  # after the last row
+        self.score: float | None = None
+        self.failure: NonFinite | None = None
+        self.stopping = False  # every process knows that one was asked to stop
+        self.saving = threading.Lock()
+        self.open = ExitStack()
+
+    @property
+    def step(self) -> int:
+        """How many are done."""
+        return int(self.training.step) if self.training else 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last one was reached."""
+        return not (self.failure or self.stopping)
+
+    # ── what an experiment calls ─────────────────────────────────────────────────────────────────────────────────────
+
+    def restore(self, training: Training) -> None:
+        """Goes on from the newest whole checkpoint; from `training` itself where there is none yet.
+
+        Raises InputError where there were some, and none can be used.
+        """
+        found = self.checkpoints.restore(training, saved_steps(self.folder))
+        self.training = training if found is None else found
+        self.asked = self.step
+        if found is not None:
+            self.event("restored", self.step)
+            self.print(f"resumed at step {self.step} of {self.config.steps}")
+        if self.step > self.config.steps:
+            raise InputError(
+                f"--steps {self.config.steps}: the run is at step {self.step} already; wants at least that"
+            )
+        if hosts.is_first():
+            self.rows = trimmed(self.folder / METRICS, self.step)
+            if (self.rows[-1]["step"] if self.rows else 0) != self.step:
+                self.warn(f"{METRICS} has no row of step {self.step}: rows before it are lost")
+
+    def chunks(self, step: Step, data, chunk: int) -> Iterator[tuple[Training, Metrics]]:
+        """`train`, to the last step, a signal, or a cost that is not finite; `finished` knows which."""
+        self.writers = list(self.start_writers()) if hosts.is_first() else []
+        self.update = self.open.enter_context(progress(self.console, self.config.steps))
+        self.stop.grace = GRACE
         try:
-            path.mkdir(parents=True)
-            return path
-        except FileExistsError:
-            if folder:
-                raise InputError(f"run folder {path} exists; nothing is overwritten: name another") from None
-            number += 1
-            path = chosen.with_name(f"{chosen.name}_{number}")  # a second run in the same second
-        except OSError as error:
-            raise InputError(f"run folder {path} cannot be made: {error.strerror}") from None
+            run = train(step, self.training, data, self.config.steps, self.config.log.every or chunk)
+            for training, metrics in self.speed.timed(run):
+                yield training, metrics
+                if self.stopping:
+                    return
+        except NonFinite as error:
+            self.failure = error
 
+    def record(self, training: Training, metrics: Metrics, more: dict[str, Any], score: float | None = None) -> None:
+        """A row of metrics for the steps of a chunk, and a checkpoint when it is time. The lowest score is kept."""
+        row = {"step": int(training.step), **summary(metrics), **more}
+        self.rows.append(row)
+        if hosts.is_first():
+            append(self.folder / METRICS, row)
+            for write in self.writers:
+                write(row)
+        self.training, self.score = training, score
+        self.stopping = hosts.agreed(self.stop.requested)
+        self.event("speed", self.step, **self.speed.of_chunk())
+        if row["skipped"]:
+            self.event("skipped", self.step, count=row["skipped"])
+        shown = [
+            f"{name.replace('_', ' ')} {row[name]:.4f}" for name in ("cost", *more) if isinstance(row[name], float)
+        ]
+        self.update(self.step, "  ".join(filter(None, [*shown, self.speed.in_words()])))
+        if self.step == self.config.steps or self.stopping or self.due():
+            self.save()
 
-def want_seed(seed: int) -> None:
-    """Raises InputError for a seed that JAX's keys do not take."""
-    if not 0 <= seed < 2**32:
-        raise InputError(f"--seed {seed} is out of range; wants 0 … {2**32 - 1}")
+    def finished(self, results: dict[str, Any]) -> int:
+        """Writes what is left, and gives the exit code. Raises the NonFinite that ended the run."""
+        self.open.close()
+        with self.saving:
+            self.checkpoints.wait()
+        self.stop.grace = math.inf  # the state is safe: what is left may take its time
+        if self.failure:
+            self.event("failed", self.step, why=str(self.failure))
+        elif self.stopping:
+            self.event("stopped", self.step, by=str(self.stop))
+        else:
+            results = {"step": self.step, **results, "sha256": digest(self.training)}
+            if hosts.is_first():
+                write_json(self.folder / RESULT, results)
+            self.event("finished", self.step, sha256=results["sha256"])
+        if hosts.is_first():
+            write_report(self.folder)
+        self.print(f"wrote   {self.folder}/")
+        if self.failure:
+            raise self.failure
+        if self.stopping:
+            self.print(f"stopped by {self.stop} after step {self.step}; its files are finished")
+            self.print(f"go on   --resume {self.folder}")
+            return self.stop.exit_code
+        self.print(f"state   sha256 {results['sha256']}")
+        if self.checkpoints.failure:
+            raise InputError(f"{self.folder}: the last checkpoint could not be written: {self.checkpoints.failure}")
+        return 0
 
+    def file(self, name: str) -> Path:
+        """A file of this run's end; one that an earlier end left can be made again, and is."""
+        (self.folder / name).unlink(missing_ok=True)
+        return self.folder / name
 
-def write_json(path: Path, value: Any) -> None:
-    """All of the file or none of it; paths as text."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=1, default=str) + "\n")
-    partial.rename(path)
+    def print(self, text: Any) -> None:
+        """On the console of the first process."""
+        self.console.print(text)
 
+    # ── within ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-def append_row(file: IO[str], row: dict) -> None:
-    """One line of a metrics file, on disk at once."""
-    file.write(json.dumps(row) + "\n")
-    file.flush()
+    def event(self, name: str, step: int, **more: Any) -> None:
+        if hosts.is_first():
+            append(self.folder / EVENTS, {"time": now(), "event": name, "step": step, **more})
 
+    def warn(self, text: str) -> None:
+        self.print(f"warning: {text}")
+        self.event("warning", self.step, text=text)
 
-class Stop:
-    """Whether the run was asked to stop."""
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint. Where nobody said when, no step waits for the disk."""
+        if self.step // self.every == self.asked // self.every:
+            return False
+        return bool(self.config.save.every) or not hosts.agreed(self.checkpoints.busy)
 
-    requested = False
+    def save(self) -> None:
+        """A checkpoint; the rows up to it are on the disk before."""
+        self.asked = self.step
+        with self.saving:
+            if hosts.is_first():
+                flushed(self.folder / METRICS)
+            self.checkpoints.save(self.training, self.score)
+
+    def saved(self, step: int, seconds: float, score: float | None) -> None:
+        """In the thread that wrote it."""
+        self.event("saved", step, seconds=round(seconds, 3), score=score)
+
+    def rescue(self) -> None:
+        """In the thread of the signals, where the loop has not come back from compiling, evaluating or a long chunk."""
+        self.console.show_cursor(True)
+        if self.training and jax.process_count() == 1:  # several would have to save at the same step
+            self.save()
+            self.checkpoints.wait()
+        self.event("stopped", self.step, by=str(self.stop))
+        self.print(
+            f"stopped by {self.stop}, before a chunk of steps was done: {self.checkpoints.newest or 0} are saved"
+        )
+        self.print(f"go on   --resume {self.folder}")
+
+    def start_writers(self) -> Iterator[Callable[[dict], None]]:
+        log = self.config.log
+        if log.tensorboard:
+            yield self.open.enter_context(writers.tensorboard(self.folder, self.step))
+        if log.wandb:
+            described = dataclasses.asdict(self.config)
+            yield self.open.enter_context(writers.wandb_run(self.folder, log.wandb, described, self.step))
 
 
 @contextmanager
-def stop_on_interrupt() -> Iterator[Stop]:
-    """The first Ctrl-C asks the loop to stop and finish its files; the second quits at once."""
-    stop = Stop()
+def opened(
+    experiment: str, config: Config, folder: Path | None, mesh: Mesh, stop: Stop, console: Console, speed: Speed
+) -> Iterator[Run]:
+    """A new run, or the one in `folder` that goes on. Raises InputError for a folder that is taken or in use."""
+    here = environment(experiment, mesh)
+    path = Path(hosts.from_first(lambda: str(folder or new_folder(experiment, config.folder))))
+    with ExitStack() as held:
+        if hosts.is_first():
+            held.enter_context(locked(path))
+        run = Run(path, config, stop, console, speed)
+        if hosts.is_first():
+            _describe(run, folder is not None, here)
+        stop.rescue = run.rescue
+        held.callback(setattr, stop, "rescue", None)
+        held.callback(run.checkpoints.close)
+        held.callback(run.open.close)
+        yield run
 
-    def ask(signum, frame):
-        if stop.requested:
-            raise KeyboardInterrupt
-        stop.requested = True
 
-    previous = signal.signal(signal.SIGINT, ask)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, previous)
+def _describe(run: Run, goes_on: bool, here: dict) -> None:
+    """Writes config.json and environment.json; what is different from before is kept, and told."""
+    if goes_on:
+        if different := differences(read(run.folder / ENVIRONMENT), here):
+            run.warn(f"the same bits want the same packages, device and topology: {'; '.join(different)}")
+        own = made(type(run.config), read(run.folder / CONFIG), str(run.folder / CONFIG))
+        if different := changes(own, run.config):
+            (kept := run.folder / f"before-{len(list(run.folder.glob('before-*'))) + 1}").mkdir()
+            for name in (CONFIG, METRICS, RESULT):
+                if (run.folder / name).exists():
+                    shutil.copy2(run.folder / name, kept)
+            run.warn(f"the configuration is another: {'; '.join(different)}; the old one is in {kept}")
+    described = {name: value for name, value in dataclasses.asdict(run.config).items() if name not in OF_ONE_START}
+    write_json(run.folder / CONFIG, described)
+    write_json(run.folder / ENVIRONMENT, here)
+    run.event("resumed" if goes_on else "started", 0, processes=here["processes"], pid=os.getpid())
 
 
-def main(experiment: Callable[[], int | None]) -> None:
-    """Runs and exits: 2 and one line for a user's mistake, 1 for a cost that is not finite, 130 for Ctrl-C."""
-    try:
-        code = experiment() or 0
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    except NonFinite as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        code = 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; so do we, in silence
-        code = 141
+def saved_steps(folder: Path) -> list[int]:
+    """The steps that were saved since the run last went on, and the one from where it did."""
+    steps = []
+    for event in lines(folder / EVENTS):
+        if event.get("event") == "restored":
+            steps = []
+        if event.get("event") in ("restored", "saved"):
+            steps.append(event["step"])
+    return steps
+
+
+def summary(metrics: Metrics) -> dict[str, Any]:
+    """Means over the steps of a chunk that were not left out; None where all were."""
+    kept = ~metrics.skipped
+    mean = lambda values: values[kept].mean(0).tolist() if kept.any() else None
+    row = {"cost": mean(metrics.cost), "gradient_norm": mean(metrics.gradient_norm), "skipped": int((~kept).sum())}
+    return row | ({"layer_norms": jax.tree.map(mean, metrics.more)} if metrics.more else {})
+
+
+def main(experiment: Callable[[Stop], int | None]) -> None:
+    """Runs and exits: 2 and one line for a user's mistake, 1 for a cost that is not finite, 130 for Ctrl-C, 143 for
+    SIGTERM."""
+    with stopping() as stop:
+        try:
+            code = experiment(stop) or 0
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            code = 2
+        except NonFinite as error:
+            print(f"stopped: {error}", file=sys.stderr)
+            code = 1
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; so do we, in silence
+            code = 141
     sys.exit(code)

@@ -73,14 +73,16 @@ def axes(text: str) -> dict[str, int]:
     return found
 
 
-def mesh_of(axes: dict[str, int]) -> Mesh:
+def mesh_of(axes: dict[str, int], platform: str | None = None) -> Mesh:
     """Of the first devices that JAX has, or of the host's where these are too few: they can be simulated.
+
+    platform: cpu, gpu or tpu, whose devices alone are meant.
 
     Raises InputError where there are not so many of either.
     """
     n = math.prod(axes.values())
-    devices = jax.devices()
-    if len(devices) < n:
+    devices = jax.devices(platform)
+    if len(devices) < n and platform is None:
         with suppress(RuntimeError):  # JAX may have been told to do without the host
             devices = jax.devices("cpu")
     if len(devices) < n:

@@ -38,15 +38,42 @@ SPARE = {  # what files may have though the model needs no such tensor
 }
 
 
+def save_params(file: Path | str, params: Any) -> None:
+    """Writes the arrays of a pytree, each under its path, to a file that must not exist yet: all of it or nothing.
+
+    Raises InputError for a file that exists or cannot be written.
+    """
+    _save(Path(file), {name: np.asarray(leaf) for name, leaf in _named(params).items()})
+
+
+def load_params(file: Path | str, params_like: Any) -> Any:
+    """What `save_params` wrote, in the structure and the dtypes of `params_like`.
+
+    Raises InputError for a file that cannot be read, is cut short, lacks an array, or has one of another shape or one
+    too many.
+    """
+    like = _named(params_like)
+    with _opened(file) as tensors:
+        names = set(tensors.keys())
+        for what, some in (("lacks", like.keys() - names), ("has what params have no place for:", names - like.keys())):
+            if some:
+                raise InputError(f"{file} {what} {min(some)}; wants the {len(like)} arrays of params")
+        leaves = [jnp.asarray(_read(file, tensors, name, leaf.shape), leaf.dtype) for name, leaf in like.items()]
+    return jax.tree.unflatten(jax.tree.structure(params_like), leaves)
+
+
 def save_weights(file: Path | str, size: Size | str, params: Any) -> None:
     """Writes params of `gpt(size, …)`, in their dtypes, to a file that must not exist yet: all of it or nothing.
 
     The names are those of GPT2LMHeadModel, which has no tensor for its tied head, or of LlamaForCausalLM. Raises
     InputError for a file that exists or cannot be written, and for params that are not of the size.
     """
+    size = choose("gpt: size", size, SIZES) if isinstance(size, str) else size
+    _save(Path(file), _views(size, [np.asarray(leaf) for leaf in jax.tree.leaves(params)]))
+
+
+def _save(file: Path, views: dict[str, np.ndarray]) -> None:
     safetensors = _library()
-    file, size = Path(file), choose("gpt: size", size, SIZES) if isinstance(size, str) else size
-    views = _views(size, [np.asarray(leaf) for leaf in jax.tree.leaves(params)])
     partial = file.parent / f".{file.name}.{secrets.token_hex(4)}.partial"
     try:
         if os.path.lexists(file):
@@ -88,6 +115,12 @@ def load_weights(file: Path | str, size: Size | str, params_like: Any) -> Any:
             view[...] = _read(file, tensors, name, view.shape)
         _want_constants(file, size, tensors, spare, views)
     return structure.unflatten(map(jnp.asarray, leaves))
+
+
+def _named(params: Any) -> dict[str, Any]:
+    """The arrays by their paths, such as 0.2.w."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in flat}
 
 
 def _views(size: Size, leaves: list[np.ndarray]) -> dict[str, np.ndarray]:
