@@ -106,20 +106,22 @@ def experiment(config: Config, folder: Path | None, mesh: Mesh, stop: run.Stop, 
     placing.want_divided(config.batch_size, mesh)
     pixels = images.load(config.data, config.data_dir)
     objective = network(config, len(pixels.names))
+    one_hot = config.cost == "squared_error"
+    train, held_out = (
+        (jnp.asarray(x), jax.nn.one_hot(labels, len(pixels.names)) if one_hot else jnp.asarray(labels))
+        for x, labels in ((pixels.train_x, pixels.train_labels), (pixels.test_x, pixels.test_labels))
+    )
+    data, drawn = placing.fed(train, examples, config.batch_size, mesh)
+    held_out = placing.on_devices(held_out, mesh)
     descent = optimizer(config.optimizer, config.learning_rate, config.seed)
     step = Step(
         on_mesh(objective, mesh),
         averaging(descent, config.ema) if config.ema else descent,
         config.batch_size,
         config.seed,
-        placing.drawn_on(mesh, examples),
+        drawn,
         layer_norms(objective),
         config.skip_nonfinite,
-    )
-    one_hot = config.cost == "squared_error"
-    data, held_out = (
-        placing.on_devices((x, jax.nn.one_hot(labels, len(pixels.names)) if one_hot else jnp.asarray(labels)), mesh)
-        for x, labels in ((pixels.train_x, pixels.train_labels), (pixels.test_x, pixels.test_labels))
     )
 
     @jax.jit
@@ -144,8 +146,10 @@ def experiment(config: Config, folder: Path | None, mesh: Mesh, stop: run.Stop, 
             draw(objective, training, pixels, held_out, here.rows, here.folder)
         results = {}
         if here.complete:
-            results = {"accuracy": here.rows[-1]["accuracy"], **judge(config, objective, step, first, training, data)}
-            save_params(here.file("weights.safetensors"), averages(training.optimizer_state, training.params))
+            params = averages(training.optimizer_state, training.params)
+            right = float(accuracy(params, training.state, held_out[0], pixels.test_labels))
+            results = {"accuracy": right, **judge(config, objective, step, first, training, data)}
+            save_params(here.file("weights.safetensors"), params)
         code = here.finished(results)
         if results:
             here.print(table(results))

@@ -31,7 +31,7 @@ from manual_backprop.training.descent import StepInBackward
 from manual_backprop.training.devices import describe, matmul_rate
 from manual_backprop.training.environment import place
 from manual_backprop.training.flow import layer_norms
-from manual_backprop.training.loop import Step, train
+from manual_backprop.training.loop import Step, next_batch, train
 from manual_backprop.training.optimizers import averages, averaging
 from manual_backprop.training.progress import Speed
 from manual_backprop.training.sharding import on_mesh
@@ -50,7 +50,8 @@ class Config(config.Config):
     size: str = "tiny"
     """A size by its name: tiny, small, gpt2-124m, …, modern-tiny, modern-124m, …"""
     data: str = "markov"
-    """markov (a source of known entropy), python (the standard library's sources) or files."""
+    """markov (a source of known entropy), python (the standard library's sources), files; or what is read while it
+    trains: arrayrecord:PATTERN (texts) or tokens:FILE (ids)."""
     files: tuple[Path, ...] = ()
     """Text files, for --data files."""
     tokenizer: Path | None = None
@@ -224,6 +225,8 @@ def experiment(config: Config, folder: Path | None, mesh: Mesh, stop: run.Stop, 
     data = text.load(config.data, length, config.files, config.tokenizer, config.seed)
     size = replace(named, vocabulary=data.vocabulary, length=length)
     objective = objective_of(config, size)
+    known, drawn = placing.fed(data.train, data.draw, config.batch_size, mesh)
+    held_out = placing.on_devices(data.held_out, mesh)
     skips = config.skip_nonfinite or (SKIPS if config.precision == "float16" else 0)
     kind = StepInBackward if config.update_in_backward else Step
     step = kind(
@@ -231,12 +234,13 @@ def experiment(config: Config, folder: Path | None, mesh: Mesh, stop: run.Stop, 
         optimizer(config),
         config.batch_size,
         config.seed,
-        placing.drawn_on(mesh, data.draw),
+        drawn,
         layer_norms(objective),
         skips,
     )
-    known, held_out = (placing.on_devices(part, mesh) for part in (data.train, data.held_out))
     plain = gpt(size, Schedule(config.schedule, compute=compute))
+    like = step.params(placing.shapes_of(step, known))
+    weights = load_weights(config.weights, size, like) if config.weights else None
     used = mesh.devices.flat[0]
     speed = Speed("tokens", config.batch_size * length, training_flops(size, config.batch_size * length))
 
@@ -247,24 +251,21 @@ def experiment(config: Config, folder: Path | None, mesh: Mesh, stop: run.Stop, 
         return jnp.mean(lax.map(costs, keys))
 
     with run.opened("gpt", config, folder, mesh, stop, console, speed) as here:
-        training = placing.started(step, known, mesh)
-        if config.weights:
-            like = jax.eval_shape(step.params, training)
-            training = placing.started(step, known, mesh, load_weights(config.weights, size, like))
+        training = placing.started(step, known, mesh, weights)
         count = sum(leaf.size for leaf in jax.tree.leaves(step.params(training)))
         here.print(f"device  {describe(mesh)}")
         here.print(f"model   {config.size}: {size.depth} blocks of width {size.width}, {count:,} parameters")
         here.print(f"data    {config.data}, {size.vocabulary} tokens, {config.batch_size} × {size.length} a step")
         here.print(f"keeps   {config.schedule}{', updates in the backward pass' * config.update_in_backward}")
         speed.limit = mesh.size * matmul_rate(used, compute or "float32")
-        state = plain.init(jax.random.key(0), step.batch(known, training)[0])[1]  # a transformer has none
+        state = plain.init(jax.random.key(0), next_batch(step, known, training))[1]  # a transformer has none
         here.restore(training)
         chunk = config.check_gradients or min(max(1, config.steps // 50), 50)
         for training, metrics in here.chunks(step, known, chunk):
             params = averages(training.optimizer_state, step.params(training))
             row = {"held_out_cost": float(held_out_cost(params, held_out))}
             if config.check_gradients:
-                batch, _ = step.batch(known, training)
+                batch = next_batch(step, known, training)
                 row["gradient_difference"] = gradient_difference(plain, reference(size), params, state, batch)
             if config.sample and passed_a_fifth(int(training.step), len(metrics.cost), config.steps):
                 row["sample"] = data.decode(sample(size, plain, params, state, config.sample, config.seed))
@@ -275,13 +276,15 @@ def experiment(config: Config, folder: Path | None, mesh: Mesh, stop: run.Stop, 
             pictures.text_curves(here.rows, data.entropy, here.folder / "curves.png")
         results = {}
         if here.complete:
-            params = hosts.gathered(averages(training.optimizer_state, step.params(training)))
+            params = averages(training.optimizer_state, step.params(training))
+            whole = hosts.gathered(params)
             if hosts.is_first():
-                save_weights(here.file("weights.safetensors"), size, params)
+                save_weights(here.file("weights.safetensors"), size, whole)
             if config.profile:
                 with jax.profiler.trace(str(here.folder / "trace")):
                     list(train(step, training, known, config.steps + 3, 1))
-            results = results_of(here.rows, speed, data.entropy)
+            results = {"held_out_cost": float(held_out_cost(params, held_out)), "entropy": data.entropy}
+            results |= results_of(here.rows, speed)
         code = here.finished(results)
         if results:
             tell(results, config.precision, here)
@@ -293,8 +296,8 @@ def passed_a_fifth(step: int, taken: int, steps: int) -> bool:
     return 5 * step // steps > 5 * (step - taken) // steps
 
 
-def results_of(rows: list[dict], speed: Speed, entropy: float | None) -> dict:
-    results = {"held_out_cost": rows[-1]["held_out_cost"], "entropy": entropy, **speed.results()}
+def results_of(rows: list[dict], speed: Speed) -> dict:
+    results = speed.results()
     if differences := [row["gradient_difference"] for row in rows if "gradient_difference" in row]:
         results["largest_gradient_difference"] = max(differences)
     if skipped := sum(row["skipped"] for row in rows):

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import sys
+import webbrowser
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -79,6 +80,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plan.add_argument("--link", type=float, help="bytes a second that it sends to others; default: no limit")
     plan.add_argument("--json", metavar="FILE", help="write the plan as JSON too, into a new file")
     plan.set_defaults(run=run_plan)
+    runs = commands.add_parser("runs", help="list the runs in a folder")
+    runs.add_argument("root", nargs="?", default="runs", help="the folder (default: runs)")
+    runs.add_argument("--json", action="store_true", help="as JSON")
+    runs.set_defaults(run=run_runs)
+    compare = commands.add_parser("compare", help="plot the curves of two runs, and say how they differ")
+    compare.add_argument("a", help="a run's folder")
+    compare.add_argument("b", help="another's")
+    compare.add_argument("--picture", metavar="FILE", default="compare.png", help="a new PNG (default: compare.png)")
+    compare.set_defaults(run=run_compare)
+    report = commands.add_parser("report", help="write report.html of a run anew")
+    report.add_argument("folder", help="the run's folder")
+    report.add_argument("--open", action="store_true", help="show it in a browser")
+    report.set_defaults(run=run_report)
     ops = commands.add_parser("ops", help="list the ops, with their options; or print the derivation of some")
     ops.add_argument("name", nargs="*", help="an op, such as layer_norm")
     ops.set_defaults(run=lambda options: derivations(options.name) if options.name else list_ops())
@@ -163,10 +177,7 @@ def run_mutate(options) -> int:
 
 
 def run_plan(options) -> int:
-    try:
-        from manual_backprop.training import plan, sharding
-    except ImportError as error:
-        raise InputError(f"plan wants {error.name}: pip install 'manual_backprop[train]'") from None
+    plan, sharding = of_training("plan", "plan", "sharding")
     size = choose("plan: size", options.size, mb.models.gpt.SIZES)
     length = size.length if options.length is None else options.length
     if options.batch < 1:
@@ -201,6 +212,37 @@ def run_plan(options) -> int:
         want_new(options.json)
         write(options.json, json.dumps(plan.as_json(size, options.batch, compute, plans, machine), indent=1))
     return 0 if plan.best_of(plans, machine) else 1
+
+
+def run_runs(options) -> int:
+    (runs,) = of_training("runs", "runs")
+    found = runs.find(options.root)
+    print(runs.as_json(found) if options.json else runs.table(found))
+    return 0
+
+
+def run_compare(options) -> int:
+    (runs,) = of_training("compare", "runs")
+    print(runs.compare(options.a, options.b, options.picture))
+    print(f"wrote {options.picture}")
+    return 0
+
+
+def run_report(options) -> int:
+    (report,) = of_training("report", "report")
+    page = report.write_report(options.folder)
+    print(f"wrote {page}")
+    if options.open:
+        webbrowser.open(page.absolute().as_uri())
+    return 0
+
+
+def of_training(command: str, *modules: str) -> list:
+    """Modules of `manual_backprop.training`. Raises InputError where a package is missing that they want."""
+    try:
+        return [importlib.import_module(f"manual_backprop.training.{module}") for module in modules]
+    except ImportError as error:
+        raise InputError(f"{command} wants {error.name}: pip install 'manual_backprop[train]'") from None
 
 
 def want_new(file: str) -> None:

@@ -66,6 +66,7 @@ def jobs():
         "table": [str(ROOT / "scripts" / "table.py")],
         "judges": [str(ROOT / "scripts" / "judges.py")],
         "mutants": [str(ROOT / "scripts" / "mutants.py")],
+        "storm": [str(ROOT / "scripts" / "storm.py")],
         "test": pytest,
         "nightly": [*pytest, "-m", ""],  # the slow tests too
     }

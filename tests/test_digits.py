@@ -49,16 +49,20 @@ def test_the_main_job(tmp_path):
     assert "1,482 parameters" in lines[1]
 
     (folder,) = (tmp_path / "runs" / "digits").iterdir()
-    assert {path.name for path in folder.iterdir()} == {"config.json", "metrics.jsonl", "result.json", *PICTURES}
+    files = {"config.json", "environment.json", "events.jsonl", "metrics.jsonl", "result.json", "report.html"}
+    files |= {".lock", "checkpoints", "weights.safetensors"}
+    assert {path.name for path in folder.iterdir()} == files | set(PICTURES)
     rows = rows_of(folder)
     assert [row["step"] for row in rows] == list(range(80, 8001, 80))
     assert rows[-1]["cost"] < 0.1 * rows[0]["cost"]
     assert rows[-1]["accuracy"] >= 0.94
     config = json.loads((folder / "config.json").read_text())
-    assert config["hidden"] == [16, 16] and config["optimizer"] == "sgd" and config["versions"]["jax"]
+    assert config["hidden"] == [16, 16] and config["optimizer"] == "sgd"
+    assert json.loads((folder / "environment.json").read_text())["versions"]["jax"]
     assert_pictures(folder)
 
     result = json.loads((folder / "result.json").read_text())
+    assert f"state   sha256 {result['sha256']}" in lines
     assert result["gradient_difference_first"] <= 1e-12 and result["gradient_difference_last"] <= 1e-12
     table = done.stdout.split("by hand")[1]
     ratio = result["step_ms"] / result["step_ms_jax_grad"]
@@ -110,7 +114,7 @@ MISTAKES = {
     "--cost square_error": "cost 'square_error' is unknown; did you mean 'squared_error'?",
     "--optimizer adm": "optimizer 'adm' is unknown; did you mean 'adam'?",
     "--learning-rate -1": "learning rate -1.0 is out of range",
-    "--batch-size 0": "batch size 0 is out of range",
+    "--batch-size 0": "--batch-size 0 is out of range",
     "--steps 0": "--steps 0 is out of range",
     "--data mnits": "data 'mnits' is unknown; did you mean 'mnist'?",
     "--data mnist --data-dir nowhere": "nowhere: has no train-images-idx3-ubyte.gz",

@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import signal
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from rich.console import Console
 
 import manual_backprop as mb
 from manual_backprop.layers import Apply
-from manual_backprop.training import run
+from manual_backprop.training import folder, run
 from manual_backprop.training.devices import device
 from manual_backprop.training.loop import NonFinite, Step, train
 from manual_backprop.training.optimizers import aliases, optimizer
@@ -41,7 +40,7 @@ def last(step, arrays, steps, chunk):
 def test_a_step_is_gradient_descent_on_its_batch():
     step, arrays = small_step(), data()
     training = step.start(arrays)
-    batch, _ = step.batch(arrays, 0)
+    batch, _ = step.batch(arrays, training)
     cost, gradient = jax.value_and_grad(lambda p: OBJECTIVE.apply(p, training.state, batch))(training.params)
     after, metrics = step(training, arrays)
     expected = jax.tree.map(lambda w, dw: w - 0.1 * dw, training.params, gradient)
@@ -52,11 +51,14 @@ def test_a_step_is_gradient_descent_on_its_batch():
     assert int(after.step) == 1
 
 
+def batch_of(step, arrays, n):
+    """That of step n."""
+    return step.batch(arrays, step.start(arrays)._replace(step=n))[0]
+
+
 def test_batches_are_a_pure_function_of_seed_and_step():
     arrays = data()
-    (a, _), (b, _), (c, _), (d, _) = (
-        small_step(seed=seed).batch(arrays, step) for seed, step in ((0, 3), (0, 3), (0, 4), (1, 3))
-    )
+    a, b, c, d = (batch_of(small_step(seed=seed), arrays, n) for seed, n in ((0, 3), (0, 3), (0, 4), (1, 3)))
     np.testing.assert_array_equal(a[0], b[0])
     assert not np.array_equal(a[0], c[0]) and not np.array_equal(a[0], d[0])
     np.testing.assert_array_equal(a[0][0], arrays[0][np.flatnonzero((arrays[0] == a[0][0]).all(1))[0]])
@@ -100,7 +102,7 @@ def test_the_step_that_is_named_is_the_first_bad_one():
     x, t = data(1000)
     x = x.at[17, 0].set(jnp.nan)
     step = small_step()
-    first = next(i for i in range(2000) if np.isnan(step.batch((x, t), i)[0][0]).any())
+    first = next(i for i in range(2000) if np.isnan(batch_of(step, (x, t), i)[0]).any())
     assert first > 3  # else nothing is shown
     rows = []
     with pytest.raises(NonFinite, match=rf"^step {first}: .* first in the input"):
@@ -160,31 +162,22 @@ def test_a_missing_device_is_never_another():
 
 def test_a_folder_is_never_used_twice(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folders = [run.new_folder("digits") for _ in range(4)]
-    assert len(set(folders)) == 4 and all(folder.parent.as_posix() == "runs/digits" for folder in folders)
+    folders = [folder.new_folder("digits") for _ in range(4)]
+    assert len(set(folders)) == 4 and all(path.parent.as_posix() == "runs/digits" for path in folders)
     with pytest.raises(mb.InputError, match="exists; nothing is overwritten: name another"):
-        run.new_folder("digits", folders[0])
+        folder.new_folder("digits", folders[0])
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(mb.InputError, match=r"cannot be made: Not a directory"):
-        run.new_folder("digits", tmp_path / "file" / "run")
+        folder.new_folder("digits", tmp_path / "file" / "run")
 
 
 def test_json_is_written_whole(tmp_path):
-    run.write_json(tmp_path / "config.json", {"path": tmp_path, "n": 3})
+    folder.write_json(tmp_path / "config.json", {"path": tmp_path, "n": 3})
     assert json.loads((tmp_path / "config.json").read_text()) == {"path": str(tmp_path), "n": 3}
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
-
-
-def test_the_first_interrupt_asks_and_the_second_quits():
-    with run.stop_on_interrupt() as stop:
-        signal.raise_signal(signal.SIGINT)
-        assert stop.requested
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize(
@@ -192,13 +185,12 @@ def test_the_first_interrupt_asks_and_the_second_quits():
     [
         (mb.InputError("x is wrong"), 2, "error: x is wrong\n"),
         (NonFinite("step 3"), 1, "stopped: step 3\n"),
-        (KeyboardInterrupt(), 130, "interrupted\n"),
         (None, 0, ""),
     ],
-    ids=["mistake", "not finite", "Ctrl-C", "well"],
+    ids=["mistake", "not finite", "well"],
 )
 def test_how_a_run_ends(error, code, line, capsys):
-    def experiment():
+    def experiment(stop):
         if error:
             raise error
 

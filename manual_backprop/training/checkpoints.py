@@ -10,10 +10,13 @@ training that goes on; else the newest one that is takes its place, and what was
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -31,6 +34,7 @@ from manual_backprop.training import hosts
 from manual_backprop.training.loop import NonFinite, Training
 
 FORMAT = 1
+SPARE = 1 << 20  # bytes of a checkpoint besides its arrays, at most
 MANIFEST = "manifest.json"
 DAMAGE = (OSError, ValueError, KeyError, TypeError)  # what reading a file raises that is not what it should be
 
@@ -51,6 +55,7 @@ class Checkpoints:
     ):
         import orbax.checkpoint as ocp
 
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # what goes wrong in orbax is told here, in one line
         self.folder, self.keep, self.say, self.saved = folder.absolute(), keep, say, saved
         self.args = ocp.args
         self.checkpointer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler(), timeout_secs=300)
@@ -186,6 +191,9 @@ class Checkpoints:
         if hosts.is_first():
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
+            wanted = SPARE + sum(leaf.nbytes for leaf in _arrays(training).values())
+            if (free := shutil.disk_usage(partial).free) < wanted:  # asked before, for orbax leaves loose ends
+                raise OSError(errno.ENOSPC, f"no space is left: {free:,} bytes are free, up to {wanted:,} are wanted")
 
     def _copy(self, partial: Path, training: Training) -> None:
         self.checkpointer.save(partial / "state", args=self.args.StandardSave(_arrays(training)))
@@ -337,4 +345,6 @@ def _problem(do: Callable, *args: Any) -> str | None:
 def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"it lacks {error}"
-    return getattr(error, "strerror", None) or str(error).strip().split("\n")[0] or type(error).__name__
+    text = getattr(error, "strerror", None) or str(error).strip().split("\n")[0] or type(error).__name__
+    of_system = re.search(r"No space left on device|Disk quota exceeded|Read-only file system|Permission denied", text)
+    return of_system[0] if of_system else text  # tensorstore's own words are long

@@ -10,6 +10,7 @@ import html
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 from manual_backprop.training.history import BEGIN, END, History, disk, in_bytes, number
 
+HASH = r"\b([0-9a-f]{12})[0-9a-f]{28,}"
 WHY = ("why", "by", "text", "reason")  # fields whose value says enough
 
 
@@ -95,7 +97,13 @@ def checkpoints_section(run: History) -> str:
             whole = False
         manifest = "there" if whole else '<span class="alarm">missing: it cannot be used</span>'
         when = clock(event.get("at"))
-        cells = ((number(step), N), (when, ' class="when"'), (took, N), (in_bytes(disk(folder)), N), (manifest, ""))
+        cells = (
+            (number(step), N),
+            (when, ' class="when"'),
+            (took, N),
+            (in_bytes(disk(folder)), N),
+            (manifest, ' class="when"'),
+        )
         rows.append(f"<tr>{''.join(f'<td{kind}>{cell}</td>' for cell, kind in cells)}</tr>")
     try:
         other = [path.name for path in sorted((run.folder / "checkpoints").iterdir()) if not _is_step(path.name)]
@@ -164,8 +172,8 @@ def _is_step(name: str) -> bool:
 
 def _row(at: datetime | None, first: datetime | None, event: str, step: int | None, details: str) -> str:
     since = span(at - first) if at and first else ""
-    alarm = ' class="alarm"' if event in ("killed", "failed", "refused", "skipped", "warning") else ""
-    cells = f'<td class="when">{clock(at)}</td><td{N}>{since}</td><td{alarm}>{escaped(event)}</td>'
+    alarm = " alarm" if event in ("killed", "failed", "skipped", "warning") else ""
+    cells = f'<td class="when">{clock(at)}</td><td{N}>{since}</td><td class="when{alarm}">{escaped(event)}</td>'
     return f'<tr>{cells}<td{N}>{"" if step is None else number(step)}</td><td class="wide">{details}</td></tr>'
 
 
@@ -188,8 +196,9 @@ def _details(event: dict) -> str:
             told.append(f"in {number(float(value))} s")
         elif key == "bytes" and finite(value):
             told.append(in_bytes(int(value)))
-        elif key not in ("time", "event", "step", "at"):
-            told.append(f"{key.replace('_', ' ')} {number(value) if isinstance(value, float) else shown(value)}")
+        elif key not in ("time", "event", "step", "at", "pid"):
+            said = number(value) if isinstance(value, float) else shown(value)
+            told.append(f"{key.replace('_', ' ')} {re.sub(HASH, r'\1…', said)}")
     return escaped(", ".join(told))
 
 
@@ -211,7 +220,8 @@ def _strip(run: History, found: Sequence[Sequence[dict]]) -> str:
         if not ended(session) and not (number_of == len(found) - 1 and run.state == "running"):
             parts.append(f'<s style="left:{place(max(own)):.3f}%"></s>')
     killed = sum(part.startswith("<s") for part in parts)
-    told = f"{len(found)} session{'s' * (len(found) > 1)} over {span(whole)}; {killed} ended without a last word"
+    told = f"{len(found)} session{'s' * (len(found) > 1)} over {span(whole)}"
+    told += f"; {killed} ended without a last word" if killed else ""
     ends = (f"{clock(begin)} {begin:%Z}", told, clock(max(times)))
     below = f'<p class="ends">{"".join(f"<span>{escaped(end)}</span>" for end in ends)}</p>'
     return f'<div class="strip" role="img" aria-label="{escaped(told)}">{"".join(parts)}</div>{below}'

@@ -223,9 +223,10 @@ def _help(kind: type) -> str:
 
 def one_line(frame: str) -> str:
     """`Unrecognized options: --stepz; perhaps you meant --steps` of tyro's frame."""
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip(" │╭╮╰╯─") for line in frame.splitlines()]
-    rules = [i for i, line in enumerate(frame.splitlines()) if re.search(r"│\s*─{5,}|^[╭╰]", line)]
-    first = " ".join(filter(None, lines[rules[0] + 1 : rules[1]] if len(rules) > 1 else lines))
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip(" │|") for line in frame.splitlines()]
+    parts = re.split(r"\n(?:[╭╰+].*|[─-]{5,})(?:\n|$)", "\n".join(["", *lines, ""]))  # between rules
+    framed = any(line.startswith(("╭", "+-")) for line in lines)
+    first = " ".join([part for part in parts if part.strip()][0 if framed else 1].split())  # else the title is first
     meant = re.search(r"Perhaps you meant:\s+(--[\w.-]+)", "\n".join(lines))
     return f"{first.rstrip('.')}; {f'perhaps you meant {meant[1]}; ' if meant else ''}--help lists the options"
 

@@ -142,7 +142,7 @@ def number(value: Any) -> str:
         return str(value)
     if not math.isfinite(value):
         return "NaN" if math.isnan(value) else "∞" if value > 0 else "−∞"
-    if isinstance(value, int) or 1e3 <= abs(value) < 1e7:
+    if 1e3 <= abs(value) < 1e7 or (float(value).is_integer() and abs(value) < 1e15):
         return f"{value:,.0f}"
     if value and not 1e-3 <= abs(value) < 1e7:
         mantissa, exponent = f"{value:.3e}".split("e")

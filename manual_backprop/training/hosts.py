@@ -7,8 +7,8 @@ exchanged, and every process says each second that it lives:
     killed      the kernel closes its connections: the others know at once
     stopped, or its network gone      nothing is heard of it for `patience` seconds
 
-Then all the others end, with one line and the exit code LOST, for a collective operation whose partner has gone waits
-and waits. JAX's own service would end them too, by abort() and with a stack trace: after 100 s, or at once where it goes
+Then all the others end, with one line and the exit code LOST: a collective operation whose partner has gone may wait
+for ever. JAX's own service would end them too, by abort() and with a stack trace: after 100 s, or at once where it dies
 with process 0, in which it lives. So the others reach it over a relay of their own, which does not tell.
 
     hosts.join("10.0.0.5:1234", count=4, index=2)       before JAX is used; nothing given: as the cluster says (SLURM …)
@@ -157,6 +157,7 @@ def join(
     _company, _index, host = Company(count, index, lines, patience), index, address[0]
     service = (host, port) if index == 0 else ("127.0.0.1", _relay((host, port)))
     atexit.register(_at_exit)
+    sys.excepthook = _on_error
     with suppress(AttributeError):
         jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from the training
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -193,10 +194,16 @@ def fail(code: int, why: str) -> None:
         _company.fail(code, why)
 
 
-def _at_exit() -> None:
+def _on_error(kind, error, trace) -> None:
+    """For what nobody catches. A collective operation may raise because another process is lost: then that counts."""
     if _company is not None:
-        error = getattr(sys, "last_value", None)
-        _company.fail(1, f"{type(error).__name__}: {error}" if error else "it ended without hosts.leave()")
+        _company.settle()
+    sys.__excepthook__(kind, error, trace)
+    fail(1, f"{kind.__name__}: {error}")
+
+
+def _at_exit() -> None:
+    fail(1, "it ended without hosts.leave()")
 
 
 def _known(address, count, index, wait: float) -> tuple[tuple[str, int], int, int]:

@@ -104,6 +104,9 @@ class _Turned(Layer):
     after: Op | None = None
     turned: tuple[tuple[str, tuple[Op, ...]], ...] = ()
 
+    def __repr__(self):
+        return repr(self.layer)
+
     def apply(self, params, state, x):
         return _forward(self.after, self.layer.apply(self._used(params), state, _forward(self.before, x)))
 
@@ -139,6 +142,9 @@ class _Rows(Layer):
     dense: Dense
     sum: Op
 
+    def __repr__(self):
+        return repr(self.dense)
+
     def apply(self, params, state, x):
         return self.forward(params, state, x)[0]
 
@@ -163,6 +169,9 @@ class _OwnPositions(Layer):
 
     layer: PositionalEmbedding
     model: int
+
+    def __repr__(self):
+        return repr(self.layer)
 
     def apply(self, params, state, x):
         return self.forward(params, state, x)[0]
@@ -211,7 +220,7 @@ class _Walk:
             return self._in_turn(layer, specs, kind, at)
         if isinstance(layer, Residual | Repeat):
             inner = self._kept(children(layer)[0], specs, at)
-            return _turned(with_children(layer, lambda *_: inner), kind, self.between, at_end=False), self.between
+            return with_children(layer, lambda *_: inner), self.between
         if isinstance(layer, Reversible | Parallel):
             # Of a Parallel no branch may take what is cut apart: another may want the columns in their order.
             x = self.between if isinstance(layer, Reversible) else Cut(kind.dim) if isinstance(kind, Cut) else kind
@@ -220,7 +229,10 @@ class _Walk:
             given = self.between if isinstance(layer, Reversible) else kinds.pop() if len(kinds) == 1 else WHOLE
             new = with_children(layer, lambda _, i: _turned(*found[i], given))
             return _turned(new, kind, x, at_end=False), given
-        if isinstance(layer, Recompute | Precision) or (isinstance(layer, MicroBatches) and layer.count is equal):
+        if isinstance(layer, MicroBatches) and layer.count is equal:
+            inner, given = self.local(layer.objective, specs, kind, at)
+            return MicroBatches(inner, layer.n), given  # products of all parts at once would owe their collectives too
+        if isinstance(layer, Recompute | Precision):
             inner, given = self.local(children(layer)[0], specs, kind, at)
             return with_children(layer, lambda *_: inner), given
         if isinstance(layer, Tied):

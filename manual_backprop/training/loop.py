@@ -154,6 +154,11 @@ def train(step: Step, training: Training, data, steps: int, chunk: int) -> Itera
         yield training, metrics
 
 
+def next_batch(step: Step, data, training: Training):
+    """The batch of the next step, wherever it comes from."""
+    return data.batch(int(training.step)) if isinstance(data, Stream) else step.batch(data, training)[0]
+
+
 def diagnosis(step: Step, training: Training, data, batches, ahead: int) -> str:
     """Runs the steps of a chunk again up to the bad one, and that one layer by layer."""
     once = jax.jit(step)

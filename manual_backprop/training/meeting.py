@@ -72,12 +72,15 @@ class Line:
 
     def ended(self) -> bool:
         """Whether the other side has closed it, though nobody has read that yet."""
+        self.connection.settimeout(0)
         try:
-            return not self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            return not self.connection.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
             return False
         except OSError:
             return True
+        finally:
+            self.connection.settimeout(TIMEOUT)
 
     def close(self) -> None:
         with suppress(OSError):
@@ -106,7 +109,7 @@ def receive(address: tuple[str, int], count: int, mine: dict, wait: float) -> tu
                 why = _difference(index, mine, hello.get("of", {}))
                 if index in lines and lines[index].ended():
                     lines.pop(index).close()  # it was started again
-                if index in lines or not 0 < index < count:
+                if not why and (index in lines or not 0 < index < count):
                     why = f"hosts: two processes have the index {index}; wants each of 0 … {count - 1} once"
                 lines[~count if why else index] = line
                 if why:
@@ -142,12 +145,12 @@ def arrive(address: tuple[str, int], index: int, mine: dict, wait: float) -> tup
                 ) from None
         time.sleep(0.2)
     line.send({HELLO: 1, "index": index, "of": mine})
-    answer = line.first(wait + 5)
-    if "refused" in answer:
-        raise InputError(answer["refused"])
-    if "welcome" not in answer:
-        raise InputError(f"hosts: process 0 ended, or it is another program that listens at {written(address)}")
-    return line, answer["welcome"]
+    answer = line.first(wait + TIMEOUT)
+    if "welcome" in answer:
+        return line, answer["welcome"]
+    line.close()
+    other = f"hosts: process 0 ended, or it is another program that listens at {written(address)}"
+    raise InputError(answer.get("refused", other))
 
 
 def _refuse(lines: dict[int, Line], why: str) -> None:
@@ -245,6 +248,10 @@ class Company:
         self.watch.join(GRACE)
         for line in self.lines.values():
             line.close()
+
+    def settle(self) -> None:
+        """Ends this process if another is lost; an error is as likely to come first as the news."""
+        self.watch.join(GRACE)
 
     def fail(self, code: int, why: str) -> NoReturn:
         """Ends this process. The others are told, unless all fail: then each says it itself."""

@@ -10,35 +10,48 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from manual_backprop.errors import InputError
-from manual_backprop.training.loop import Step, Training
+from manual_backprop.training.loop import Step, Training, given
 from manual_backprop.training.sharding import of_batch, of_mirrors, of_params, parts, placed
-from manual_backprop.training.stream import Stream
+from manual_backprop.training.stream import Source, Stream
 
 
 def started(step: Step, data, mesh: Mesh, params: Any = None) -> Training:
     """`step.start(data)`, or from params that there are, each array made where it belongs."""
-    like = data.like() if isinstance(data, Stream) else data
-    shapes = jax.eval_shape(step.start, like)
+    shapes, like = shapes_of(step, data), like_of(data)
     specs = of_params(step.objective, step.params(shapes), mesh)
     places = placed(of_mirrors(shapes, step.params(shapes), specs), mesh)
     if params is None:
-        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
         return jax.jit(lambda: step.start(like), out_shardings=places)()
     begin = lambda params: step.started(params, step.start(like).state)
     return jax.jit(begin, out_shardings=places)(jax.device_put(params, placed(specs, mesh)))
 
 
-def on_devices(data, mesh: Mesh):
-    """Arrays as they are on each device; of a stream every device gets its own rows."""
-    return data if isinstance(data, Stream) else jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
+def shapes_of(step: Step, data) -> Training:
+    """Of a training that starts: shapes and dtypes."""
+    return jax.eval_shape(step.start, like_of(data))
 
 
-def drawn_on(mesh: Mesh, draw: Callable) -> Callable:
-    """`draw`, each device its own examples."""
-    if mesh.size == 1:
-        return draw
+def like_of(data):
+    """The shapes and dtypes of what `step.draw` takes."""
+    return data.like() if isinstance(data, Stream) else jax.eval_shape(lambda: data)
+
+
+def fed(data, draw: Callable, batch_size: int, mesh: Mesh) -> tuple[Any, Callable]:
+    """What `Step` and `train` take for data and `draw`, so that each device has the examples of its part of the batch.
+
+    Arrays are whole on every device; of a `Source` becomes a `Stream`, of which each reads its own rows.
+    """
     cut = NamedSharding(mesh, of_batch(mesh))
-    return lambda key, data, n: lax.with_sharding_constraint(draw(key, data, n), cut)
+    if isinstance(data, Source):
+        return Stream(data, batch_size, cut), given
+    if mesh.size == 1:
+        return on_devices(data, mesh), draw
+    return on_devices(data, mesh), lambda key, data, n: lax.with_sharding_constraint(draw(key, data, n), cut)
+
+
+def on_devices(data, mesh: Mesh):
+    """Arrays, whole on each device."""
+    return jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
 
 
 def want_divided(batch_size: int, mesh: Mesh) -> None:

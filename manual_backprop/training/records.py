@@ -50,7 +50,8 @@ class Records:
             # The reader gives nothing where the file was cut since it was opened. A record may be empty, too.
             whole = bool(record) or file.stat().st_size == self.sizes[which]
         except (RuntimeError, ValueError, IndexError, OSError) as error:
-            raise InputError(f"{file}: record {place} cannot be read: {_reason(error)}; make the file anew") from None
+            told = f"{_reason(error)}; if it is damaged, make it anew"
+            raise InputError(f"{file}: record {place} cannot be read: {told}") from None
         if not whole:
             raise InputError(f"{file}: record {place} cannot be read: the file was cut short; make it anew")
         return record

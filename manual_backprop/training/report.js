@@ -115,13 +115,15 @@
     let start = null;
     plot.dragged = false;
     const at = (event) => of().step((event.clientX - plot.getBoundingClientRect().left));
-    plot.addEventListener("pointermove", (event) => {
-      const step = at(event);
-      view.cursor = steps[nearest(steps, clamp(step, view.from, view.to))];
-      if (start !== null) plot.brush(start, clamp(step, view.from, view.to));
+    const follow = (event) => {
+      const step = clamp(at(event), view.from, view.to);
+      view.cursor = steps[nearest(steps, step)];
+      if (start !== null) plot.brush(start, step);
       pointAll();
-    });
+    };
+    plot.addEventListener("pointermove", follow);
     plot.addEventListener("pointerdown", (event) => {
+      follow(event);
       if (event.pointerType !== "mouse" || event.button) return;
       start = clamp(at(event), view.from, view.to);
       plot.dragged = false;
@@ -137,7 +139,11 @@
     plot.addEventListener("pointerup", end);
     plot.addEventListener("pointercancel", () => { start = null; plot.brush(0, 0); });
     plot.addEventListener("dblclick", () => zoom(...data.span));
-    plot.addEventListener("pointerleave", () => { if (document.activeElement !== plot) { view.cursor = null; pointAll(); } });
+    plot.addEventListener("pointerleave", (event) => {
+      if (event.pointerType !== "mouse" || document.activeElement === plot) return; // a finger that is lifted leaves too
+      view.cursor = null;
+      pointAll();
+    });
     plot.addEventListener("focus", () => { if (view.cursor === null && plot.matches(":focus-visible")) { view.cursor = steps.at(-1); pointAll(); } });
     plot.addEventListener("blur", () => { view.cursor = null; pointAll(); });
     plot.addEventListener("keydown", (event) => {
@@ -221,13 +227,13 @@
       readout.replaceChildren();
       if (!steps.length) return;
       html(readout, "span", { class: "at" }, `step ${rounded(steps[i])}`);
-      const told = [];
+      const told = [], cell = () => { readout.append(" "); return html(readout, "span", {}); };
       if (!whole && x(steps[i]) >= box.left - 1) svg(moving, "line", { class: "cursor", x1: x(steps[i]), x2: x(steps[i]), y1: box.top, y2: bottom });
       for (const s of all) {
         let j = i;
         while (j > 0 && s.values[j] === null) j--; // a column that is not in every row: its last value
         const text = number(s.values[j]), late = j < i && s.values[j] !== null ? ` at ${rounded(steps[j])}` : "";
-        const span = html(readout, "span", {});
+        const span = cell();
         html(span, "i", { class: `key c-${s.kind}` });
         if (s.name) span.append(`${s.name} `);
         html(span, "b", {}, text);
@@ -236,7 +242,7 @@
         if (!whole && finite(s.values[j]) && y(s.values[j]) >= 0 && x(steps[j]) >= box.left - 1) svg(moving, "circle", { class: `dot c-${s.kind}`, cx: x(steps[j]), cy: y(s.values[j]), r: 3.5 });
       }
       if (spec.level) {
-        const span = html(readout, "span", {});
+        const span = cell();
         html(span, "i", { class: "key dashed c-level" });
         span.append(`${spec.level.name} `);
         html(span, "b", {}, number(spec.level.value));
@@ -307,8 +313,10 @@
       }
       readout.replaceChildren();
       html(readout, "span", { class: "at" }, `step ${rounded(steps[i])}`);
+      readout.append(" ");
       const span = html(readout, "span", {}, `${names[view.row]} `);
       html(span, "b", {}, value);
+      readout.append(" ");
       const key = html(readout, "span", {}, number(10 ** low));
       const ramp = html(key, "i", { class: "ramp" });
       ramp.style.background = `linear-gradient(90deg, ${[0, 1, 2, 3, 4, 5, 6].map((k) => colour(k / 6)).join(", ")})`;
@@ -317,7 +325,7 @@
     }
     const choose = () => { if (!view.lines.delete(view.row)) view.lines.add(view.row); drawAll(); };
     const over = (event) => clamp(Math.floor((event.clientY - plot.getBoundingClientRect().top - now.box.top) / tall), 0, names.length - 1);
-    plot.addEventListener("pointermove", (event) => { view.row = over(event); });
+    for (const name of ["pointermove", "pointerdown"]) plot.addEventListener(name, (event) => { view.row = over(event); });
     plot.addEventListener("click", (event) => { view.row = over(event); if (!plot.dragged) choose(); });
     plots.push({ draw, point });
     listen(plot, steps, () => now, (event) => {
@@ -357,6 +365,7 @@
       names.forEach((name) => html(line, "td", { class: "n" }, number(data.tables.rows[name][i])));
     });
   });
+  addEventListener("pointerdown", (event) => { if (!event.target.closest(".plot") && view.cursor !== null) { view.cursor = null; pointAll(); } });
   drawAll();
   let width = innerWidth;
   addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; drawAll(); } });

@@ -12,6 +12,7 @@ def main(stop) -> int:
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
 import os
 import shutil
@@ -50,6 +51,7 @@ from manual_backprop.training.progress import Speed, progress
 from manual_backprop.training.report import write_report
 from manual_backprop.training.signals import GRACE, Stop, stopping
 
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # what is no fault of ours
 OF_ONE_START = ("folder", "resume", "allow_change", "hosts")  # not in config.json: it can be used again as it is
 
 
@@ -135,13 +137,16 @@ class Run:
         self.update(self.step, "  ".join(filter(None, [*shown, self.speed.in_words()])))
         if self.step == self.config.steps or self.stopping or self.due():
             self.save()
+        if self.stopping:
+            with self.saving:
+                self.checkpoints.wait()
+            self.stop.grace = math.inf  # the state is safe: what is left may take its time
 
     def finished(self, results: dict[str, Any]) -> int:
         """Writes what is left, and gives the exit code. Raises the NonFinite that ended the run."""
         self.open.close()
         with self.saving:
             self.checkpoints.wait()
-        self.stop.grace = math.inf  # the state is safe: what is left may take its time
         if self.failure:
             self.event("failed", self.step, why=str(self.failure))
         elif self.stopping:
@@ -209,9 +214,7 @@ class Run:
             self.save()
             self.checkpoints.wait()
         self.event("stopped", self.step, by=str(self.stop))
-        self.print(
-            f"stopped by {self.stop}, before a chunk of steps was done: {self.checkpoints.newest or 0} are saved"
-        )
+        self.print(f"stopped by {self.stop} in the middle of a chunk of steps; step {self.step} is saved")
         self.print(f"go on   --resume {self.folder}")
 
     def start_writers(self) -> Iterator[Callable[[dict], None]]:
@@ -256,6 +259,7 @@ def _describe(run: Run, goes_on: bool, here: dict) -> None:
                     shutil.copy2(run.folder / name, kept)
             run.warn(f"the configuration is another: {'; '.join(different)}; the old one is in {kept}")
     described = {name: value for name, value in dataclasses.asdict(run.config).items() if name not in OF_ONE_START}
+    (run.folder / METRICS).touch()
     write_json(run.folder / CONFIG, described)
     write_json(run.folder / ENVIRONMENT, here)
     run.event("resumed" if goes_on else "started", 0, processes=here["processes"], pid=os.getpid())
@@ -295,4 +299,9 @@ def main(experiment: Callable[[Stop], int | None]) -> None:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; so do we, in silence
             code = 141
+        except OSError as error:
+            if error.errno not in DISK:
+                raise
+            print(f"error: {error.filename or 'a file'} cannot be written: {error.strerror}", file=sys.stderr)
+            code = 2
     sys.exit(code)

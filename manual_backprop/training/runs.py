@@ -7,8 +7,6 @@ import json
 import math
 import os
 import secrets
-import shutil
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -53,7 +51,7 @@ def find(root: Path | str = Path("runs")) -> list[Run]:
 
 
 def table(runs: Sequence[Run]) -> str:
-    """The list for a terminal. Whole lines where there is none, so that other programs can read it."""
+    """The list for a terminal, a line a run. Nothing is cut to its width: what has a name can be named."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -63,15 +61,14 @@ def table(runs: Sequence[Run]) -> str:
     rows = Table(box=None, pad_edge=False, header_style="")
     for name in ("run", "state", "started", "steps", "cost", "held out", "device", "size"):
         right = name in ("steps", "cost", "held out", "size")
-        rows.add_column(name, justify="right" if right else "left", no_wrap=name != "run", overflow="fold")
+        rows.add_column(name, justify="right" if right else "left", no_wrap=True)
     for run in runs:
         steps = number(run.done) + (f" of {number(run.steps)}" if run.steps else "")
         when = run.started.strftime("%Y-%m-%d %H:%M") if run.started else ""
         costs = ("" if cost is None else number(cost) for cost in (run.cost, run.held_out_cost))
         cells = str(run.folder), run.state, when, steps, *costs, run.device, in_bytes(run.size)
         rows.add_row(*map(Text, cells))
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 1000
-    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console = Console(file=io.StringIO(), width=10_000, color_system=None)
     console.print(rows)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 

@@ -1,6 +1,6 @@
 """What lives where on a mesh of devices, by a walk over the layers.
 
-An axis of the mesh has one of three names:
+An axis of the mesh has one of four names:
 
     data     the batch is cut; parameters are whole on each device
     fsdp     the batch is cut, and so are parameters and what the optimiser remembers of them, each along its largest
@@ -8,9 +8,10 @@ An axis of the mesh has one of three names:
     model    matrices are cut: dense layers that follow one another in turn by columns and by rows, so that what is
              between them is cut, and one sum ends the two (Megatron-LM, Shoeybi 2019, arXiv:1909.08053); the tables of
              embeddings and heads by vocabulary, or by features where the mesh does not divide that
+    stage    the axis along which `Repeat` stacks is cut: each stage has layers of its own, for `pipeline.Pipeline`
 
-What the mesh does not divide stays whole, and so does the axis along which `Repeat` stacks. The compiler finds out what
-has to be sent; the values are the same whatever is cut.
+What the mesh does not divide stays whole; so does the axis along which `Repeat` stacks, but for stages. The compiler
+finds out what has to be sent; the values are the same whatever is cut.
 
     mesh = mesh_of(axes("data=4,model=2"))
     objective = on_mesh(objective, mesh)            before Descent is made of it
@@ -45,7 +46,7 @@ from manual_backprop.layers import Dense, Embedding, LinearCrossEntropy
 from manual_backprop.ops.costs.labels import signed
 from manual_backprop.training.descent import Weights
 
-NAMES = ("data", "fsdp", "model")
+NAMES = ("data", "fsdp", "model", "stage")
 CUT_BATCH = ("data", "fsdp")
 MOST = 1024  # devices; each that is simulated has threads of its own
 
@@ -174,7 +175,8 @@ def _flow(layer: Layer, cut: bool, stacked: int = 0, at: tuple[int, ...] = ()) -
 
 def _spec(shape: tuple[int, ...], choices: tuple[int, ...], stacked: int, sizes: Mapping[str, int]) -> PartitionSpec:
     names, left = [()] * len(shape), list(shape)
-    for name, axes in (("model", [axis % len(shape) for axis in choices]), ("fsdp", range(stacked, len(shape)))):
+    by_name = {"model": [axis % len(shape) for axis in choices], "fsdp": range(stacked, len(shape))}
+    for name, axes in (by_name | {"stage": range(min(stacked, 1))}).items():
         n = sizes.get(name, 1)
         fits = [axis for axis in axes if n > 1 and left[axis] % n == 0]
         if fits:
@@ -201,7 +203,7 @@ def _alike(path, other) -> int:
 # ── the objective, as a mesh computes it ─────────────────────────────────────────────────────────────────────────────
 
 
-def on_mesh(objective: Layer, mesh: Mesh) -> Layer:
+def on_mesh(objective: Layer, mesh: Mesh, sequence: bool = False) -> Layer:
     """The same objective, with the same parameters and values, told what is cut; for use inside jit.
 
     Left to itself, the compiler may cut activations as `fsdp` and `model` cut the weights, and gather the whole batch.
@@ -211,11 +213,21 @@ def on_mesh(objective: Layer, mesh: Mesh) -> Layer:
     A `LinearCrossEntropy` goes through its tokens in slices. A slice of all tokens lies on one device, and all would
     compute it: so each goes through its own. Slices of classes likewise lie on one device of `model`: there the head
     goes by tokens, in slices of the default length.
+
+    sequence: what `model` does not cut, of activations [batch, positions, ...], is held cut along the positions over
+    `model`, where it divides them (Korthikanti 2022, arXiv:2205.05198).  Raises InputError for a mesh without `model`.
     """
+    want_model(mesh, sequence)
     if mesh.size == 1:
         return objective
     places, _ = _flow(objective, False)
-    return map_leaves(objective, lambda layer, at: _Placed(_own_slices(layer, mesh), mesh, places[at]))
+    return map_leaves(objective, lambda layer, at: _Placed(_own_slices(layer, mesh), mesh, places[at], sequence))
+
+
+def want_model(mesh: Mesh, sequence: bool) -> None:
+    """Raises InputError where positions are to be cut and there is nothing to cut them along."""
+    if sequence and mesh.shape.get("model", 1) == 1:
+        raise InputError(f"sequence cuts positions along model, the mesh has {dict(mesh.shape)}; wants an axis model")
 
 
 def _own_slices(layer: Layer, mesh: Mesh) -> Layer:
@@ -248,6 +260,7 @@ class _Placed(Layer):
     layer: Layer
     mesh: Mesh
     place: _Place
+    sequence: bool
 
     def init(self, key, x):
         return self.layer.init(key, x)
@@ -276,7 +289,8 @@ class _Placed(Layer):
             if not x.ndim:
                 return PartitionSpec()
             first = of_batch(self.mesh)[0] if n > 1 and x.shape[0] % n == 0 else free
-            return PartitionSpec(first, *[free] * (x.ndim - 1))
+            by_position = self.sequence and not cut and x.ndim > 2 and x.shape[1] % self.mesh.shape["model"] == 0
+            return PartitionSpec(first, *["model" if by_position else free] * (x.ndim > 1), *[free] * (x.ndim - 2))
 
         return _held(tree, jax.tree.map(spec, tree), self.mesh)
 

@@ -1,7 +1,7 @@
 """The training step on a mesh with every collective written by hand, under `jax.shard_map`.
 
-`sharding.on_mesh` leaves it to the compiler to find what has to be sent; here each device runs layers on what it holds,
-and ops of `ops.collectives` stand between them, whose backward passes are ours too (`local.py`). What is cut is the same:
+`sharding.on_mesh` leaves it to the compiler to find what has to be sent. Here each device runs layers on what it holds,
+and ops of `ops.collectives` stand between them, whose backward passes are ours too (`local.py`). It is cut alike:
 
     objective = by_hand(objective, mesh)            before init: the order of its parameters' columns is its own
     specs = of_params(objective, params, mesh)      as for on_mesh, and so on
@@ -32,7 +32,7 @@ from manual_backprop.contract import Layer, want_layer
 from manual_backprop.errors import InputError
 from manual_backprop.ops.costs.labels import signed
 from manual_backprop.training.local import dim_of, on_device
-from manual_backprop.training.sharding import CUT_BATCH, of_batch, of_params, parts
+from manual_backprop.training.sharding import CUT_BATCH, of_batch, of_params, parts, want_model
 
 
 def by_hand(objective: Layer, mesh: Mesh, sequence: bool = False) -> Layer:
@@ -43,8 +43,7 @@ def by_hand(objective: Layer, mesh: Mesh, sequence: bool = False) -> Layer:
     positions that the devices do not divide.
     """
     want_layer("by_hand", objective)
-    if sequence and mesh.shape.get("model", 1) == 1:
-        raise InputError(f"by_hand: sequence cuts along model, the mesh has {dict(mesh.shape)}; wants an axis model")
+    want_model(mesh, sequence)
     if mesh.size == 1:
         return objective
     _share(objective, mesh)  # a cost that does not fit is told here

@@ -96,18 +96,17 @@ def prefetched(
             batches.append(batch(step))
         return put(jax.tree.map(lambda *leaves: np.stack(leaves), *batches))
 
-    pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
     pending: deque[Future] = deque()
-    try:
-        for start, end in pairwise((int(first), *ends)):
-            pending.append(pool.submit(made, start, end))
-            if len(pending) > ahead:
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
+        try:
+            for start, end in pairwise((int(first), *ends)):
+                pending.append(pool.submit(made, start, end))
+                if len(pending) > ahead:
+                    yield pending.popleft().result()
+            while pending:
                 yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        closed.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+        finally:
+            closed.set()
 
 
 def placing(like, sharding: NamedSharding | SingleDeviceSharding) -> tuple[slice, Callable[[Any], Any]]:

@@ -16,12 +16,12 @@ residuals of so many, and in what fits into a tick:
     pairs        2 (S - s) - 1: one forward and one backward in the same tick
     zero-bubble  S - s, and dw apart, where a stage would wait (Qi 2023, arXiv:2401.10241, ZB-H1)
 
-Of the 2 (M + S - 1) ticks of the first two a stage waits in 2 (S - 1): the bubble, a share of (S - 1) / (M + S - 1). With
-dw apart it is S - 1 of 3 M + S - 1, where M ≥ S.
+Of the 2 (M + S - 1) ticks of the first two a stage waits in 2 (S - 1): the bubble, (S - 1) / (M + S - 1) of them. Where
+dw is made apart, and M ≥ S, it waits in S - 1 of 3 M + S - 1.
 
-Devices that hand on at the end of every tick what they made in it wait for the longest among them. y, dx and dw take
-about as long as one another. "1f1b" has y on some stages where it has dx and dw on others, in every tick between its
-ends, so that y takes as long as these two; in the other tables all stages do the same, or what takes as long.
+Devices that hand on at the end of each tick what they made in it wait for the slowest. y, dx and dw take about as long
+as one another, so in "1f1b", where some stages have y while others have dx and dw, y takes as long as two. In the other
+tables all stages do alike between the ends.
 """
 
 from __future__ import annotations
@@ -103,15 +103,17 @@ def timetable(schedule: str, stages: int, micro_batches: int) -> Timetable:
     while (done < M).any():
         for s in range(S):
             f, b, w = done[s]
-            back = b < f and (backward[s + 1, b] < t if s < S - 1 else forward[s, b] < t)
-            kept = f - b - (rule.pairs and back)
-            there = f < M and (s == 0 or forward[s - 1, f] < t)
-            forth = there and kept < rule.most(s, S, M) and (not rule.apart or f - w < S)  # dw keeps residuals too
+            forth = f < M and f - b < rule.most(s, S, M) and (s == 0 or forward[s - 1, f] < t)
+            forth = forth and not (rule.apart and f - w >= S)  # what dw is made of is kept too
+            if forth:
+                forward[s, f] = t
+            back = b < M and (backward[s + 1, b] < t if s < S - 1 else forward[s, b] <= t)
             back = back and (rule.pairs or not forth)
+            if back:
+                backward[s, b] = t
             late = rule.apart and w < b and not (forth or back)
-            for when, i, now in ((forward, f, forth), (backward, b, back), (weights, w, late)):
-                if now:
-                    when[s, i] = t
+            if late:
+                weights[s, w] = t
             done[s] += (forth, back, late if rule.apart else back)
         t += 1
     return Timetable(forward, backward, weights if rule.apart else None)
@@ -122,5 +124,5 @@ def places(first: np.ndarray, last: np.ndarray) -> int:
 
     first, last: [stages, micro-batches].
     """
-    ticks = np.arange(last.max() + 1)[:, None, None]
-    return max(1, int(((first <= ticks) & (ticks <= last)).sum(-1).max()))
+    ticks = np.arange(last.max(initial=0) + 1)[:, None, None]
+    return max(1, int(((first <= ticks) & (ticks <= last)).sum(-1).max(initial=0)))

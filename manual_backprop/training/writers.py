@@ -52,7 +52,7 @@ def tensorboard(folder: Path | str, first_step: int = 0) -> Iterator[Write]:
         from tensorboardX.proto.summary_pb2 import Summary
         from tensorboardX.record_writer import RecordWriter
     except ImportError:
-        raise _missing("TensorBoard's files", "tensorboardX", "train") from None
+        raise _missing("TensorBoard", "tensorboardX", "train") from None
     place = Path(folder) / "tensorboard"
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -159,4 +159,4 @@ def _remember(file: Path, identity: str, step: int) -> None:
 
 
 def _missing(what: str, package: str, extra: str) -> InputError:
-    return InputError(f"{what} wants the package {package}: pip install 'manual_backprop[{extra}]'")
+    return InputError(f"{what}: wants the package {package}: pip install 'manual_backprop[{extra}]'")
