@@ -198,7 +198,7 @@ def _details(event: dict) -> str:
             told.append(in_bytes(int(value)))
         elif key not in ("time", "event", "step", "at", "pid"):
             said = number(value) if isinstance(value, float) else shown(value)
-            told.append(f"{key.replace('_', ' ')} {re.sub(HASH, r'\1…', said)}")
+            told.append(f"{key.replace('_', ' ')} " + re.sub(HASH, r"\1…", said))
     return escaped(", ".join(told))
 
 

@@ -109,7 +109,7 @@ def wandb_run(
     try:
         run = wandb.init(
             project=project, id=identity, name=folder.resolve().name, dir=str(folder), config=plain, mode=mode,
-            resume="allow", settings=quiet,
+            resume="allow", allow_val_change=True, settings=quiet,
         )  # fmt: skip
     except (wandb.Error, OSError) as error:
         reason = str(error).strip().split("\n")[0]
