@@ -23,7 +23,7 @@ import manual_backprop as mb
 from manual_backprop.errors import choose
 from manual_backprop.layers import Apply
 from manual_backprop.testing import Program, compare, gradient_difference
-from manual_backprop.training import config, images, pictures, placing, run
+from manual_backprop.training import config, hosts, images, pictures, placing, run
 from manual_backprop.training.devices import describe
 from manual_backprop.training.environment import place
 from manual_backprop.training.flow import layer_norms
@@ -141,24 +141,27 @@ def experiment(config: Config, folder: Path | None, mesh: Mesh, stop: run.Stop, 
             right = float(accuracy(params, training.state, held_out[0], pixels.test_labels))
             right_of_known = accuracy(params, training.state, data[0][:2000], pixels.train_labels[:2000])
             here.record(training, metrics, {"train_accuracy": float(right_of_known), "accuracy": right}, -right)
-        training = here.training
-        if here.rows:
-            draw(objective, training, pixels, held_out, here.rows, here.folder)
-        results = {}
-        if here.complete:
-            params = averages(training.optimizer_state, training.params)
-            right = float(accuracy(params, training.state, held_out[0], pixels.test_labels))
-            results = {"accuracy": right, **judge(config, objective, step, first, training, data)}
-            save_params(here.file("weights.safetensors"), params)
+        last, results = here.training, {}
+        right = float(
+            accuracy(averages(last.optimizer_state, last.params), last.state, held_out[0], pixels.test_labels)
+        )
+        batches = hosts.gathered([step.batch(data, training)[0] for training in (first, last)])
+        first, last, held_out = hosts.gathered((first, last, held_out))  # on the host, where one process has it all
+        if hosts.is_first():
+            params = averages(last.optimizer_state, last.params)
+            if here.rows:
+                draw(objective, params, last.state, pixels, held_out, here.rows, here.folder)
+            if here.complete:
+                results = {"accuracy": right, **judge(config, objective, first, last, batches)}
+                save_params(here.file("weights.safetensors"), params)
         code = here.finished(results)
         if results:
             here.print(table(results))
         return code
 
 
-def draw(objective: mb.Objective, training, pixels: images.Images, held_out, rows, folder: Path) -> None:
+def draw(objective: mb.Objective, params, state, pixels: images.Images, held_out, rows, folder: Path) -> None:
     """The three pictures."""
-    params, state = averages(training.optimizer_state, training.params), training.state
     opinions = jax.jit(objective.model.apply)(params[0], state[0], held_out[0])
 
     @jax.jit
@@ -180,12 +183,9 @@ def draw(objective: mb.Objective, training, pixels: images.Images, held_out, row
     )
 
 
-def judge(
-    config: Config, objective: mb.Objective, step: Step, first: Training, last: Training, data
-) -> dict[str, float]:
+def judge(config: Config, objective: mb.Objective, first: Training, last: Training, batches) -> dict[str, float]:
     """Our backward pass against jax.grad's of the reference: how equal, how fast, how large."""
     cost = reference(config)
-    batches = [step.batch(data, training)[0] for training in (first, last)]
     differences = [
         gradient_difference(objective, cost, training.params, training.state, batch)
         for training, batch in zip((first, last), batches, strict=True)

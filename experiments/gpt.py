@@ -272,7 +272,7 @@ def experiment(config: Config, folder: Path | None, mesh: Mesh, stop: run.Stop, 
                 here.print(f"sample  step {int(training.step)}: {row['sample']!r}")
             here.record(training, metrics, row, score=row["held_out_cost"])
         training = here.training
-        if here.rows:
+        if here.rows and hosts.is_first():
             pictures.text_curves(here.rows, data.entropy, here.folder / "curves.png")
         results = {}
         if here.complete:

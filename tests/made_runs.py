@@ -65,7 +65,9 @@ def whole_run(folder: Path, steps=200) -> Path:
     config = {"steps": steps, "seed": 0, "save": {"every": 60}, "optimizer": {"name": "adamw", "learning_rate": 0.003}}
     machine = {"experiment": "gpt", "device": "NVIDIA H100", "versions": {"jax": "0.10.2", "python": "3.11.7"}}
     result = {"step": steps, "entropy": 1.0626, "sha256": "ab" * 32}
-    write_run(folder, made_rows(steps), events, config=config, environment=machine, result=result)
+    rows = made_rows(steps)
+    rows[len(rows) // 2 - 1]["sample"], rows[-1]["sample"] = "first <i>words</i>", "last\n\nwords </script>"
+    write_run(folder, rows, events, config=config, environment=machine, result=result)
     for step in (60, 120, steps):
         state = folder / "checkpoints" / str(step) / "state"
         state.mkdir(parents=True)
@@ -73,5 +75,4 @@ def whole_run(folder: Path, steps=200) -> Path:
         if step != 120:
             (state.parent / "manifest.json").write_text("{}")
     (folder / "checkpoints" / "80.refused").mkdir()
-    (folder / "samples.txt").write_text("step 100\nfirst <i>words</i>\n\nstep 200\nlast\n\nwords </script>\n\n")
     return folder

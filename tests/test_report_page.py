@@ -13,7 +13,7 @@ import pytest
 import manual_backprop as mb
 from made_runs import event, made_rows, whole_run, write_run
 from manual_backprop.training.history import number, read
-from manual_backprop.training.report import samples, write_report
+from manual_backprop.training.report import write_report
 from manual_backprop.training.series import CELLS, ROWS, curves
 
 OPTIONS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
@@ -104,13 +104,12 @@ def test_what_a_run_wrote_is_text_and_never_markup(tmp_path):
     norms = {evil: 1.0}
     write_run(
         folder,
-        [{"step": 1, "cost": 1.0, evil: 2.0, "layer_norms": norms}],
+        [{"step": 1, "cost": 1.0, evil: 2.0, "layer_norms": norms, "sample": evil}],
         [event(0, "started", 0, **{"why": evil, evil: evil}), event(1, evil), event(2, "failed", 0, why=evil)],
         config={evil: evil},
         environment={"experiment": evil},
         result={evil: [evil]},
     )
-    (folder / "samples.txt").write_bytes(f"step 1\n{evil}".encode("utf-8", "replace") + b"\xff\n\n")
     page, plain = tags(folder), tags(whole_run(tmp_path / "plain"))
     assert page.count("img") == page.count("b") - plain.count("b") == 0
     assert page.count("script") == plain.count("script") == 2
@@ -200,11 +199,6 @@ def test_layers_come_in_order_and_with_their_place_in_the_stack(tmp_path):
     layers = curves(read(write_run(tmp_path / "run", rows)))["layers"]
     assert layers["names"] == ["in", "out", "block 0.0", "block 0.1", "block 1.0", "block 1.1"]
     assert layers["values"] == [[1.0, 1.5], [3.0, None], [None, 0.5], [None, 0.25], [None, 0.125], [None, 2.0]]
-
-
-def test_samples_are_told_apart_by_the_lines_between():
-    assert samples("step 3\na step 4\nb\n\nstep 9\nc\n\n\nstep 12\n") == [(3, "a step 4\nb"), (9, "c\n"), (12, "")]
-    assert samples("no steps") == [(None, "no steps")] and samples("") == []
 
 
 # ── in a browser ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -40,12 +40,12 @@ def shapes_of(objective, batch):
     return params, state
 
 
-def on_devices(objective, params, batch, mesh):
+def on_devices(objective, params, batch, mesh, sequence=False):
     """The objective, its parameters and a batch, where the mesh has them."""
     specs = sharding.of_params(objective, params, mesh)
     params = jax.device_put(params, sharding.placed(specs, mesh))
     return (
-        on_mesh(objective, mesh),
+        on_mesh(objective, mesh, sequence),
         params,
         jax.device_put(batch, sharding.placed(sharding.of_batch(mesh), mesh)),
         specs,
@@ -63,10 +63,10 @@ def started(objective, batch):
     return jax.jit(objective.init)(jax.random.key(0), batch)
 
 
-def assert_same_gradient(objective, batch, mesh):
+def assert_same_gradient(objective, batch, mesh, sequence=False):
     params, state = started(objective, batch)
     (cost, _), gradient = jax.jit(mb.value_and_grad(objective))(params, state, batch)
-    placed, there, cut, specs = on_devices(objective, params, batch, mesh)
+    placed, there, cut, specs = on_devices(objective, params, batch, mesh, sequence)
     step = jax.jit(mb.value_and_grad(placed), out_shardings=(None, sharding.placed(specs, mesh)))
     (cost_there, _), gradient_there = step(there, state, cut)
     assert_close(cost_there, cost)
@@ -79,6 +79,21 @@ def assert_same_gradient(objective, batch, mesh):
 def test_cost_and_gradient_are_those_of_one_device(architecture, text):
     size = SIZES[architecture]
     assert_same_gradient(gpt(size, SCHEDULE), batch_of(size), mesh_of(axes(text)))
+
+
+@pytest.mark.parametrize("architecture", SIZES)
+def test_positions_may_be_cut_too(architecture):
+    size = SIZES[architecture]
+    assert_same_gradient(gpt(size, SCHEDULE), batch_of(size), mesh_of(axes("data=2,model=2")), sequence=True)
+
+
+def test_cut_positions_take_less_memory():
+    size = Size(64, 128, 4, 64, 4, architecture="modern")
+    objective, mesh = gpt(size, Schedule(attention=ops.attention(causal=True))), mesh_of(axes("model=4"))
+    memory = lambda sequence: (
+        lowered(objective, batch_of(size, 4), mesh, sequence=sequence).compile().memory_analysis().temp_size_in_bytes
+    )
+    assert memory(sequence=True) < 0.9 * memory(sequence=False)
 
 
 @pytest.mark.slow
@@ -194,8 +209,12 @@ def test_updates_in_the_backward_pass_end_where_those_of_one_device_do(architect
 
 def compiled(objective, batch, mesh, late=False) -> str:
     """The program of each device: of the gradient, or where `late` of an update in the backward pass."""
+    return lowered(objective, batch, mesh, late).compile().as_text()
+
+
+def lowered(objective, batch, mesh, late=False, sequence=False):
     params, state = shapes_of(objective, batch)
-    step, training = mb.value_and_grad(on_mesh(objective, mesh)), params
+    step, training = mb.value_and_grad(on_mesh(objective, mesh, sequence)), params
     if late:
         step = Descent(on_mesh(objective, mesh), optax.adamw(0.1))
         training = jax.eval_shape(step.start, params)
@@ -204,7 +223,7 @@ def compiled(objective, batch, mesh, late=False) -> str:
     shape = lambda leaf, there: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there)
     training = jax.tree.map(shape, training, specs)
     batch = jax.tree.map(lambda leaf: shape(leaf, sharding.placed(sharding.of_batch(mesh), mesh)), batch)
-    return jax.jit(step, out_shardings=(None, specs)).lower(training, state, batch).compile().as_text()
+    return jax.jit(step, out_shardings=(None, specs)).lower(training, state, batch)
 
 
 def product_flops(program: str) -> float:

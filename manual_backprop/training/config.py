@@ -65,6 +65,8 @@ class Hosts:
     """How many there are."""
     index: int = 0
     """Which of them this one is."""
+    cluster: bool = False
+    """All three as the cluster says: SLURM, Open MPI, and others that JAX knows."""
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,10 @@ def place(config: Config) -> Iterator[Mesh]:
     if config.hosts.count > 1 or wanted > 1:
         with suppress(RuntimeError):  # there are devices already: `mesh_of` says if they are too few
             jax.config.update("jax_num_cpu_devices", -(-wanted // config.hosts.count))
-    if config.hosts.count > 1 or config.hosts.address:
+    if config.hosts != Hosts():
+        address, count, index, cluster = dataclasses.astuple(config.hosts)
         same = dataclasses.asdict(dataclasses.replace(config, hosts=Hosts()))
-        hosts.join(config.hosts.address, config.hosts.count, config.hosts.index, same)
+        hosts.join(*(None, None, None) if cluster else (address, count, index), configuration=same)
         if wanted % jax.process_count():
             raise InputError(
                 f"--mesh {config.mesh}: {jax.process_count()} processes do not divide its {wanted} devices"
@@ -51,13 +52,9 @@ def place(config: Config) -> Iterator[Mesh]:
         mesh = Mesh(np.array([first]), ("data",), axis_types=(AxisType.Auto,))
     else:
         mesh = sharding.mesh_of(axes, config.device)
-    try:
-        with jax.default_device(jax.local_devices(backend=first.platform)[0]):
-            yield mesh
-    except Exception as error:
-        hosts.fail(1, str(error))
-        raise
-    hosts.leave()
+    with jax.default_device(jax.local_devices(backend=first.platform)[0]):
+        yield mesh
+    hosts.leave()  # where an error passes, `run.main` tells the others
 
 
 def compiled_programs_in(folder: Path | None) -> None:

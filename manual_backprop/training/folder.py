@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+WAIT = 0.3  # seconds; whoever lists the runs holds a lock for an instant
 METRICS, EVENTS, ENVIRONMENT, RESULT = "metrics.jsonl", "events.jsonl", "environment.json", "result.json"
 
 
@@ -47,11 +49,17 @@ def locked(folder: Path) -> Iterator[None]:
             file = held.enter_context(open(folder / ".lock", "a"))
         except OSError as error:
             raise InputError(f"run folder {folder} cannot be written: {error.strerror}") from None
-        if fcntl:
+        deadline = time.monotonic() + WAIT
+        while fcntl:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
             except OSError:
-                raise InputError(f"run folder {folder} is in use by another process; wait for it, or stop it") from None
+                if time.monotonic() > deadline:
+                    raise InputError(
+                        f"run folder {folder} is in use by another process; wait for it, or stop it"
+                    ) from None
+                time.sleep(0.02)
         yield
 
 

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from manual_backprop.combinators import Objective, Tied
 from manual_backprop.combinators.ahead import GradientAhead, ahead
-from manual_backprop.combinators.micro_batches import equal
+from manual_backprop.combinators.micro_batches import MicroBatches, equal
 from manual_backprop.combinators.tied import get
 from manual_backprop.combinators.walk import leaves
 from manual_backprop.contract import Layer, want_layer
@@ -42,8 +42,8 @@ class Pipeline(GradientAhead):
     Their parameters are whole on every stage: on all devices arrays have the same shapes. One sum over the stages adds
     up their gradients, and those of a table that is tied to a head.
     Residuals are in a ring with as many places as the stage that needs most has micro-batches on their way.
-    A micro-batch has the key that it has under `MicroBatches`, where the mesh does not cut the batch.
     The gradient is there when the forward pass ends. Nothing flows back to the batch: its cotangent is None.
+    A mesh with `model` is refused: what the compiler sends along it would lie in branches that not all devices take.
     Raises InputError for an objective, a mesh or a batch that cannot be cut so, and for layers that keep state.
     """
 
@@ -74,6 +74,11 @@ class Pipeline(GradientAhead):
             raise InputError(
                 f"Pipeline: {self.mesh.shape['stage']} stages do not divide the {repeat.n} layers of Repeat"
             )
+
+    @property
+    def on_one_device(self) -> MicroBatches:
+        """The same cost and gradient of the same parts of the batch, each with the same key."""
+        return MicroBatches(self.objective, parts(self.mesh) * self.micro_batches, self.count)
 
     @property
     def table(self) -> Timetable:

@@ -10,6 +10,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from manual_backprop.errors import InputError
+from manual_backprop.training import hosts
 from manual_backprop.training.loop import Step, Training, given
 from manual_backprop.training.sharding import of_batch, of_mirrors, of_params, parts, placed
 from manual_backprop.training.stream import Source, Stream
@@ -51,7 +52,10 @@ def fed(data, draw: Callable, batch_size: int, mesh: Mesh) -> tuple[Any, Callabl
 
 def on_devices(data, mesh: Mesh):
     """Arrays, whole on each device."""
-    return jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
+    whole = NamedSharding(mesh, PartitionSpec())
+    if jax.process_count() == 1:
+        return jax.device_put(data, whole)
+    return hosts.spread(data, jax.tree.map(lambda _: whole, data))  # nothing is sent: every process has it
 
 
 def want_divided(batch_size: int, mesh: Mesh) -> None:

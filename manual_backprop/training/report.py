@@ -68,7 +68,7 @@ def page(run: History) -> str:
         ("curves", "Curves", _curves(data)),
         ("flow-of-gradients", "Gradient flow", _flow(data)),
         ("pictures", "Pictures", _pictures(run.folder, unread)),
-        ("samples", "Samples", _samples(run.folder, unread)),
+        ("samples", "Samples", _samples(run.rows)),
         ("events", "What happened", events_section(run)),
         ("checkpoints", "Checkpoints", checkpoints_section(run)),
         ("configuration", "Configuration", _pairs(flat(run.config))),
@@ -220,29 +220,14 @@ def _pictures(folder: Path, unread: list[str]) -> str:
     return "".join(shown)
 
 
-def samples(text: str) -> list[tuple[int | None, str]]:
-    """(step, text) of samples.txt, in which a line "step 60" comes before each."""
-    parts = re.split(r"(?:\A|\n\n)step (\d{1,15})\n", text)
-    before = [(None, parts[0])] if parts[0].strip() else []
-    return before + [(int(step), part) for step, part in zip(parts[1::2], parts[2::2], strict=True)]
-
-
-def _samples(folder: Path, unread: list[str]) -> str:
-    file = folder / "samples.txt"
-    try:
-        found = samples(file.read_text("utf-8", errors="replace"))
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        unread.append(f"{file.name}: {error.strerror}")
-        return ""
+def _samples(rows: Sequence[dict]) -> str:
+    found = [(row["step"], row["sample"]) for row in rows if isinstance(row.get("sample"), str)]
     places = sorted({i * (len(found) - 1) // (SAMPLES - 1) for i in range(SAMPLES)})
     items = []
     for step, text in (found[i] for i in places if found):
         rest = f"\n… {number(len(text) - LETTERS)} more letters" if len(text) > LETTERS else ""
-        at = "" if step is None else f"step {number(step)}"
         body = escaped(text.strip("\n")[:LETTERS] + rest)
-        items.append(f'<li><span class="at">{at}</span><pre tabindex="0">{body}</pre></li>')
+        items.append(f'<li><span class="at">step {number(step)}</span><pre tabindex="0">{body}</pre></li>')
     told = f'<p class="note">{SAMPLES} of {len(found)}, evenly over the run.</p>' if len(found) > SAMPLES else ""
     return f'{told}<ol class="samples">{"".join(items)}</ol>' if items else ""
 

@@ -288,20 +288,22 @@ def main(experiment: Callable[[Stop], int | None]) -> None:
     """Runs and exits: 2 and one line for a user's mistake, 1 for a cost that is not finite, 130 for Ctrl-C, 143 for
     SIGTERM."""
     with stopping() as stop:
+        code, why = 0, ""
         try:
             code = experiment(stop) or 0
         except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            code = 2
+            code, why = 2, f"error: {error}"
         except NonFinite as error:
-            print(f"stopped: {error}", file=sys.stderr)
-            code = 1
+            code, why = 1, f"stopped: {error}"
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; so do we, in silence
             code = 141
         except OSError as error:
             if error.errno not in DISK:
                 raise
-            print(f"error: {error.filename or 'a file'} cannot be written: {error.strerror}", file=sys.stderr)
-            code = 2
+            code, why = 2, f"error: {error.filename or 'a file'} cannot be written: {error.strerror}"
+        if why:
+            print(why, file=sys.stderr)
+        if code:
+            hosts.fail(code, why)
     sys.exit(code)

@@ -175,9 +175,10 @@ class Program:
         self.stage = lax.axis_index("stage")
         self.is_first, self.is_last = self.stage == 0, self.stage == self.S - 1
         self.batch = jax.tree.map(lambda leaf: leaf.reshape(self.M, -1, *leaf.shape[1:]), batch)
-        if key is not None and batch_axes:
-            key = jax.random.fold_in(key, lax.axis_index(batch_axes))
-        self.part_keys = None if key is None else jax.random.split(key, self.M)
+        self.keys = None
+        if key is not None:
+            keys, first = jax.random.split(key, self.M * lax.psum(1, batch_axes)), self.M * lax.axis_index(batch_axes)
+            self.keys = lax.dynamic_slice_in_dim(keys, first, self.M)
         counts = jax.vmap(lambda part: jnp.asarray(count(part), float))(self.batch)
         total = lax.psum(jnp.sum(counts), batch_axes)
         self.shares = counts / jnp.where(total == 0, 1, total)
@@ -191,7 +192,7 @@ class Program:
     def states(self, i) -> Three:
         """Of the layers, each beside its key for micro-batch i."""
         before, stage, (after, cost) = self.state
-        keys = self.cut.keys(None if self.part_keys is None else self.part_keys[i])
+        keys = self.cut.keys(None if self.keys is None else self.keys[i])
         n, of_stage = self.layers.n, None
         if keys.stage is not None:
             of_stage = lax.dynamic_slice_in_dim(jax.random.split(keys.stage, n * self.S), self.stage * n, n)

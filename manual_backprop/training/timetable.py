@@ -7,14 +7,14 @@ The layers are cut into S stages, the batch into M micro-batches. The chain rule
     dw(s, i)    a part of dw(s) = Σᵢ dw(s, i)               with dx(s, i), or at any time after it
 
 Every order that keeps to these has the same gradients. The tables here come of one rule: a stage goes forward while it
-may, else backward, else it waits. They differ in how many micro-batches may be on their way on a stage, which keeps the
-residuals of so many, and in what fits into a tick:
+may, else backward, else makes dw, else waits. They differ in how many micro-batches may be on their way on a stage,
+which keeps the residuals of so many, and in what fits into a tick:
 
     gpipe        all M: forward to the end, then backward (Huang 2018, arXiv:1811.06965)
     1f1b         S - s: one forward, one backward in turn (Narayanan 2019, PipeDream; 2021, arXiv:2104.04473). As many
                  ticks; what is kept does not grow with M
     pairs        2 (S - s) - 1: one forward and one backward in the same tick
-    zero-bubble  S - s, and dw apart, where a stage would wait (Qi 2023, arXiv:2401.10241, ZB-H1)
+    zero-bubble  S - s, and dw apart, where else a stage would wait (Qi 2023, arXiv:2401.10241, ZB-H1)
 
 Of the 2 (M + S - 1) ticks of the first two a stage waits in 2 (S - 1): the bubble, (S - 1) / (M + S - 1) of them. Where
 dw is made apart, and M ≥ S, it waits in S - 1 of 3 M + S - 1.
