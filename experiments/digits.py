@@ -30,7 +30,6 @@ from manual_backprop.training.flow import layer_norms
 from manual_backprop.training.loop import Step, Training, examples
 from manual_backprop.training.optimizers import averages, averaging, optimizer
 from manual_backprop.training.progress import Speed
-from manual_backprop.training.sharding import on_mesh
 from manual_backprop.training.weights import save_params
 
 # Those that jax.nn has by the same name: the gradient is compared with jax.grad's of a network in plain JAX.
@@ -115,13 +114,14 @@ def experiment(config: Config, folder: Path | None, mesh: Mesh, stop: run.Stop, 
     held_out = placing.on_devices(held_out, mesh)
     descent = optimizer(config.optimizer, config.learning_rate, config.seed)
     step = Step(
-        on_mesh(objective, mesh),
+        placing.arranged(objective, mesh, config),
         averaging(descent, config.ema) if config.ema else descent,
         config.batch_size,
         config.seed,
         drawn,
         layer_norms(objective),
         config.skip_nonfinite,
+        objective,
     )
 
     @jax.jit

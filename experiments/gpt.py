@@ -34,7 +34,7 @@ from manual_backprop.training.flow import layer_norms
 from manual_backprop.training.loop import Step, next_batch, train
 from manual_backprop.training.optimizers import averages, averaging
 from manual_backprop.training.progress import Speed
-from manual_backprop.training.sharding import on_mesh
+from manual_backprop.training.stream import Source
 from manual_backprop.training.weights import load_weights, save_weights
 
 SCHEDULES = ("everything", "dear", "inputs", "last")
@@ -55,7 +55,7 @@ class Config(config.Config):
     files: tuple[Path, ...] = ()
     """Text files, for --data files."""
     tokenizer: Path | None = None
-    """A tokenizer.json of the tokenizers library, for --data files; by default a token is a byte."""
+    """A tokenizer.json of the tokenizers library, for files, records and ids; by default a token is a byte."""
     length: int | None = None
     """Tokens of an example; by default as many as the size has positions."""
     batch_size: int = 16
@@ -141,9 +141,9 @@ def objective_of(config: Config, size: Size) -> mb.Layer:
     if config.attention == "cudnn":
         schedule = replace(schedule, attention=ops.chunked_attention(causal=True, implementation="cudnn"))
     objective = gpt(size, replace(schedule, compute=PRECISIONS[config.precision]))
-    if config.accumulate > 1:
-        objective = mb.MicroBatches(objective, config.accumulate)
-    return mb.LossScale(objective) if config.precision == "float16" else objective
+    if config.precision == "float16":
+        objective = mb.LossScale(objective)
+    return mb.MicroBatches(objective, config.accumulate) if config.accumulate > 1 else objective
 
 
 def reference(size: Size):
@@ -230,13 +230,14 @@ def experiment(config: Config, folder: Path | None, mesh: Mesh, stop: run.Stop, 
     skips = config.skip_nonfinite or (SKIPS if config.precision == "float16" else 0)
     kind = StepInBackward if config.update_in_backward else Step
     step = kind(
-        on_mesh(objective, mesh),
+        placing.arranged(objective, mesh, config),
         optimizer(config),
         config.batch_size,
         config.seed,
         drawn,
         layer_norms(objective),
         skips,
+        objective,
     )
     plain = gpt(size, Schedule(config.schedule, compute=compute))
     like = step.params(placing.shapes_of(step, known))
@@ -250,7 +251,8 @@ def experiment(config: Config, folder: Path | None, mesh: Mesh, stop: run.Stop, 
         costs = lambda key: plain.apply(params, state, data.draw(key, held_out, config.batch_size))
         return jnp.mean(lax.map(costs, keys))
 
-    with run.opened("gpt", config, folder, mesh, stop, console, speed) as here:
+    told = data.train.told if isinstance(data.train, Source) else ""
+    with run.opened("gpt", config, folder, mesh, stop, console, speed, told) as here:
         training = placing.started(step, known, mesh, weights)
         count = sum(leaf.size for leaf in jax.tree.leaves(step.params(training)))
         here.print(f"device  {describe(mesh)}")

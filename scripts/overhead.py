@@ -1,8 +1,8 @@
 """What a run costs over the bare compiled step: `python3 scripts/run.py overhead`.
 
-In turns, in one process: the step in a plain loop; the same steps in a run, which writes rows, events and a line now and
-then; and in a run that saves its whole state every second, too. Times are of a step, medians over the rounds; the first
-chunk, in which the program is compiled, is not counted on either side.
+In turns, in one process: the step in a plain loop; the same steps in a run, which writes rows, events and a line now
+and then; and in a run that saves its whole state every second, too. Times are of a step, medians over the rounds; the
+first chunk, in which the program is compiled, is not counted on either side.
 """
 
 from __future__ import annotations

@@ -66,6 +66,8 @@ def jobs():
         "table": [str(ROOT / "scripts" / "table.py")],
         "judges": [str(ROOT / "scripts" / "judges.py")],
         "mutants": [str(ROOT / "scripts" / "mutants.py")],
+        "bubble": [str(ROOT / "scripts" / "bubble.py")],
+        "overhead": [str(ROOT / "scripts" / "overhead.py")],
         "storm": [str(ROOT / "scripts" / "storm.py")],
         "test": pytest,
         "nightly": [*pytest, "-m", ""],  # the slow tests too

@@ -106,7 +106,10 @@ def test_on_eight_devices_every_op_is_what_it_is_on_one(case: Case):
     sharded = jax.device_put(batch, NamedSharding(mesh, split))
     run = jax.vmap(compiled(case))
     assert_close(jax.jit(run)(*sharded), looped)
-    assert_close(jax.jit(jax.shard_map(run, mesh=mesh, in_specs=split, out_specs=split))(*sharded), looped)
+    # JAX's own check of what differs between devices has no rule for a collective over an axis of vmap.
+    checked = case.unit.name not in mb.ops.collectives.__all__
+    on_eight = jax.shard_map(run, mesh=mesh, in_specs=split, out_specs=split, check_vma=checked)
+    assert_close(jax.jit(on_eight)(*sharded), looped)
 
 
 def eight_devices():

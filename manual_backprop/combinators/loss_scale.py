@@ -41,6 +41,11 @@ class LossScale(GradientAhead):
 
     def __post_init__(self):
         want_layer("LossScale", self.objective)
+        if isinstance(self.objective, GradientAhead):
+            raise InputError(
+                f"LossScale: {type(self.objective).__name__} goes backward in its forward pass, where the scale is not "
+                f"known; wants LossScale within {type(self.objective).__name__}"
+            )
         object.__setattr__(self, "patience", want_count("LossScale: patience", self.patience))
         if not isinstance(self.initial, int | float) or not 0 < self.initial < math.inf:
             raise InputError(f"LossScale: initial is {self.initial!r}; wants a positive number, best a power of two")
@@ -58,7 +63,7 @@ class LossScale(GradientAhead):
             C, of_objective, residuals = self.objective.forward(params, of_objective, batch, key)
             scaled, _ = self.objective.backward(params, residuals, scale.astype(C.dtype))
             if owes(scaled):
-                raise InputError("gradients are owed, and cannot be rescaled yet; wants LossScale outermost, unsplit")
+                raise InputError("gradients are owed, and cannot be rescaled yet; wants an objective that is not split")
         dparams = jax.tree.map(lambda d: (d / scale).astype(d.dtype), scaled)
         finite = jnp.bool(True)
         for d in jax.tree.leaves(scaled):

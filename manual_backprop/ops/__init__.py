@@ -11,6 +11,8 @@ from manual_backprop.ops.algebra import *
 from manual_backprop.ops.algebra import __all__ as _algebra
 from manual_backprop.ops.attention import *
 from manual_backprop.ops.attention import __all__ as _attention
+from manual_backprop.ops.collectives import *
+from manual_backprop.ops.collectives import __all__ as _collectives
 from manual_backprop.ops.costs import *
 from manual_backprop.ops.costs import __all__ as _costs
 from manual_backprop.ops.linear import *
@@ -40,4 +42,5 @@ __all__ = [
     *_routing,
     *_algebra,
     *_shape,
+    *_collectives,
 ]

@@ -29,7 +29,9 @@ from manual_backprop.options import fits, in_words, plain
 
 CONFIG = "config.json"
 # What may change in a run that goes on: the mesh and the device are its surroundings, of which a warning tells.
-FREE = ("folder", "resume", "allow_change", "device", "mesh", "sequence", "save", "log", "hosts", "cache")
+FREE = ("folder", "resume", "allow_change", "device", "mesh", "sequence", "stages", "save", "log", "hosts", "cache")
+LEAST = {"steps": 1, "batch_size": 1, "skip_nonfinite": 0, "save.every": 0, "save.keep": 1, "log.every": 0}
+LEAST |= {"stages.micro_batches": 0, "hosts.count": 1, "hosts.index": 0}
 Kind = TypeVar("Kind", bound="Config")
 
 
@@ -53,6 +55,16 @@ class Log:
     """TensorBoard's event files, into the folder."""
     wandb: str | None = None
     """A project of Weights & Biases; wants the extra wandb."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """A mesh with an axis stage: each of its devices has some of the layers, in a row."""
+
+    schedule: str = "1f1b"
+    """Which micro-batch when: 1f1b (the least memory), pairs or zero-bubble (the least waiting), gpipe."""
+    micro_batches: int = 0
+    """Parts of a batch that follow one another; 0: two for each stage."""
 
 
 @dataclass(frozen=True)
@@ -97,14 +109,14 @@ class Config:
     """Go on although the configuration differs from the run's own."""
     cache: Path | None = None
     """Folder of compiled programs; by default in the user's cache folder."""
+    stages: Stages = Stages()
     save: Save = Save()
     log: Log = Log()
     hosts: Hosts = Hosts()
 
     def check(self) -> None:
         """Raises InputError for a value that no part of the program would catch in time."""
-        least = {"steps": 1, "batch_size": 1, "skip_nonfinite": 0, "save.every": 0, "save.keep": 1, "log.every": 0}
-        for name, lowest in (least | {"hosts.count": 1, "hosts.index": 0}).items():
+        for name, lowest in LEAST.items():
             value = operator.attrgetter(name)(self)
             if value < lowest:
                 raise InputError(f"{option(name)} {value} is out of range; wants at least {lowest}")

@@ -24,7 +24,7 @@ from manual_backprop.training.config import Config, Hosts
 from manual_backprop.training.devices import device
 
 NAMED = ("jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "flax")
-SAME_BITS = ("lock", "device", "devices", "processes", "mesh")
+SAME_BITS = ("lock", "device", "devices", "processes", "mesh", "data")
 
 
 @contextmanager
@@ -78,8 +78,8 @@ def compiled_programs_in(folder: Path | None) -> None:
     jax.config.update("jax_compilation_cache_dir", str(chosen))
 
 
-def environment(experiment: str, mesh: Mesh) -> dict[str, Any]:
-    """What environment.json holds."""
+def environment(experiment: str, mesh: Mesh, data: str = "") -> dict[str, Any]:
+    """What environment.json holds. data: what was read, in a few words."""
     installed = sorted(f"{found.name}=={found.version}".lower() for found in metadata.distributions())
     versions = {name: metadata.version(name) for name in NAMED}
     one = mesh.devices.flat[0]
@@ -90,6 +90,7 @@ def environment(experiment: str, mesh: Mesh) -> dict[str, Any]:
         "devices": mesh.size,
         "processes": jax.process_count(),
         "mesh": ",".join(f"{name}={size}" for name, size in mesh.shape.items()),
+        "data": data,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": versions | {"python": platform.python_version(), "manual_backprop": mb.__version__},
         "lock": hashlib.sha256("\n".join(dict.fromkeys(installed)).encode()).hexdigest(),

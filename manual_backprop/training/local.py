@@ -220,7 +220,7 @@ class _Walk:
             return self._in_turn(layer, specs, kind, at)
         if isinstance(layer, Residual | Repeat):
             inner = self._kept(children(layer)[0], specs, at)
-            return with_children(layer, lambda *_: inner), self.between
+            return _turned(with_children(layer, lambda *_: inner), kind, self.between, at_end=False), self.between
         if isinstance(layer, Reversible | Parallel):
             # Of a Parallel no branch may take what is cut apart: another may want the columns in their order.
             x = self.between if isinstance(layer, Reversible) else Cut(kind.dim) if isinstance(kind, Cut) else kind
@@ -292,9 +292,8 @@ class _Walk:
             return layer, WHOLE, WHOLE if cut["table"] is None else Cut(-1), between, {}
         if isinstance(layer, LinearCrossEntropy) and cut["weight"] == -2 and _takes_copies(layer):
             options = dict(layer.op.options)
-            chunk = (
-                layer.chunk if layer.gradients == "forward" else LinearCrossEntropy.chunk
-            )  # which are of tokens here
+            # In slices of tokens; those of a schedule by classes are no measure of them.
+            chunk = layer.chunk if layer.gradients == "forward" else LinearCrossEntropy.chunk
             same = ("label_smoothing", "z_loss", "ignored", "softcap", "reduction")
             head = ops.parallel_cross_entropy(axis="model", chunk=chunk, **{name: options[name] for name in same})
             return Apply(head), COPIES, WHOLE, WHOLE, {}

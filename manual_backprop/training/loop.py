@@ -6,10 +6,11 @@ Steps run in chunks, one compiled `lax.scan` each: the device is asked for numbe
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import jax
@@ -63,6 +64,7 @@ class Step:
     draw: (key, data, batch size) -> the batch of a step.  measure: of a gradient, what is to be told of it.
     skips: so many gradients in a row may be not finite; such a step changes neither parameters, nor what the optimiser
     remembers, nor what would become not finite in the layers' state.
+    plain: the objective with its layers as a diagnosis names them, where `objective` is arranged for a mesh.
     """
 
     objective: Layer
@@ -72,6 +74,7 @@ class Step:
     draw: Callable = examples
     measure: Callable = lambda gradient: ()
     skips: int = 0
+    plain: Layer | None = None
 
     def __post_init__(self):
         if self.skips:
@@ -139,19 +142,17 @@ def train(step: Step, training: Training, data, steps: int, chunk: int) -> Itera
 
     first = int(training.step)
     ends = [*range(first - first % chunk + chunk, steps, chunk), steps] if first < steps else []
-    if isinstance(data, Stream):
-        fed, data = data.chunks(first, ends), None
-    else:
-        fed = itertools.repeat(None)
-    for end, batches in zip(ends, fed, strict=False):
-        before = training
-        training, metrics = run(before, data, batches, end - first)
-        first = end
-        metrics = jax.tree.map(np.asarray, metrics)
-        finite = np.isfinite(metrics.cost) & np.isfinite(metrics.gradient_norm) | metrics.skipped
-        if not finite.all():
-            raise NonFinite(diagnosis(step, before, data, batches, int(np.argmin(finite))))
-        yield training, metrics
+    fed, data = (data.chunks(first, ends), None) if isinstance(data, Stream) else (repeat(None, len(ends)), data)
+    with closing(fed) if data is None else nullcontext():
+        for end, batches in zip(ends, fed, strict=True):
+            before = training
+            training, metrics = run(before, data, batches, end - first)
+            first = end
+            metrics = jax.tree.map(np.asarray, metrics)
+            finite = np.isfinite(metrics.cost) & np.isfinite(metrics.gradient_norm) | metrics.skipped
+            if not finite.all():
+                raise NonFinite(diagnosis(step, before, data, batches, int(np.argmin(finite))))
+            yield training, metrics
 
 
 def next_batch(step: Step, data, training: Training):
@@ -170,7 +171,7 @@ def diagnosis(step: Step, training: Training, data, batches, ahead: int) -> str:
         return f"{what}; one process alone would find the layer: run it again from the newest checkpoint"
     batch, key = step.batch(of_step(ahead), training)
     try:
-        place = first_nonfinite(step.objective, step.params(training), training.state, batch, key)
+        place = first_nonfinite(step.plain or step.objective, step.params(training), training.state, batch, key)
         where = f"first in {place}" if place else "in the gradient's norm alone: its squares overflow"
     except InputError as error:  # values are known here, as they were not under jit
         where = str(error)

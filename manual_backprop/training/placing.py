@@ -9,10 +9,13 @@ import jax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from manual_backprop.contract import Layer
 from manual_backprop.errors import InputError
 from manual_backprop.training import hosts
+from manual_backprop.training.config import Config
 from manual_backprop.training.loop import Step, Training, given
-from manual_backprop.training.sharding import of_batch, of_mirrors, of_params, parts, placed
+from manual_backprop.training.pipeline import Pipeline
+from manual_backprop.training.sharding import of_batch, of_mirrors, of_params, on_mesh, parts, placed
 from manual_backprop.training.stream import Source, Stream
 
 
@@ -25,6 +28,14 @@ def started(step: Step, data, mesh: Mesh, params: Any = None) -> Training:
         return jax.jit(lambda: step.start(like), out_shardings=places)()
     begin = lambda params: step.started(params, step.start(like).state)
     return jax.jit(begin, out_shardings=places)(jax.device_put(params, placed(specs, mesh)))
+
+
+def arranged(objective: Layer, mesh: Mesh, config: Config) -> Layer:
+    """The objective as a mesh computes it, with the same parameters and values."""
+    if "stage" in mesh.shape:
+        micro_batches = config.stages.micro_batches or 2 * mesh.shape["stage"]
+        return Pipeline(objective, mesh, micro_batches, config.stages.schedule)
+    return on_mesh(objective, mesh, config.sequence)
 
 
 def shapes_of(step: Step, data) -> Training:

@@ -228,10 +228,20 @@ class Run:
 
 @contextmanager
 def opened(
-    experiment: str, config: Config, folder: Path | None, mesh: Mesh, stop: Stop, console: Console, speed: Speed
+    experiment: str,
+    config: Config,
+    folder: Path | None,
+    mesh: Mesh,
+    stop: Stop,
+    console: Console,
+    speed: Speed,
+    data: str = "",
 ) -> Iterator[Run]:
-    """A new run, or the one in `folder` that goes on. Raises InputError for a folder that is taken or in use."""
-    here = environment(experiment, mesh)
+    """A new run, or the one in `folder` that goes on. Raises InputError for a folder that is taken or in use.
+
+    speed: what its steps have, and how many of it.  data: what they read, in a few words; another is a warning.
+    """
+    here = environment(experiment, mesh, data)
     path = Path(hosts.from_first(lambda: str(folder or new_folder(experiment, config.folder))))
     with ExitStack() as held:
         if hosts.is_first():

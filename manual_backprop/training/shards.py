@@ -44,6 +44,10 @@ def by_hand(objective: Layer, mesh: Mesh, sequence: bool = False) -> Layer:
     """
     want_layer("by_hand", objective)
     want_model(mesh, sequence)
+    if mesh.shape.get("stage", 1) > 1:
+        raise InputError(
+            f"by_hand: the mesh is {dict(mesh.shape)}; stages are pipeline.Pipeline's; wants data, fsdp, model"
+        )
     if mesh.size == 1:
         return objective
     _share(objective, mesh)  # a cost that does not fit is told here
@@ -52,6 +56,8 @@ def by_hand(objective: Layer, mesh: Mesh, sequence: bool = False) -> Layer:
 
 @dataclass(frozen=True, repr=False)
 class ByHand(GradientAhead):
+    """What `by_hand` gives: a layer of whole, placed arrays. Forward and backward run in one shard_map."""
+
     objective: Layer
     mesh: Mesh
     sequence: bool = False

@@ -8,6 +8,7 @@ from cases import (
     activations,
     algebra,
     attention,
+    collectives,
     costs,
     linear,
     models,
@@ -34,6 +35,7 @@ FAMILIES = (
     routing,
     algebra,
     shape,
+    collectives,
 )
 OPS = [case for family in FAMILIES for case in family.OPS]
 LAYERS = [case for family in (*FAMILIES, models) for case in family.LAYERS]
