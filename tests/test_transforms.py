@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+import manual_backprop as mb
 from cases import CASES, LAYERS, MODELS, OPS, Case, compiled, differentiable, each, gradient, random_like, sweep
 from cases.case import inner, second_derivatives
 
