@@ -24,8 +24,12 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[str]:
     """Every line of the sh blocks, and every command in the tables."""
-    lines = [line.split("  #")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    lines = [line for block in blocks("sh") if "runs/" not in block for line in lines_of(block)]
     return [*lines, *re.findall(r"^\| `(.+?)` \|", TEXTS["experiments/README.md"], re.MULTILINE)]
+
+
+def lines_of(block: str) -> list[str]:
+    return [line.split("  #")[0].strip() for line in block.splitlines()]
 
 
 # The commands whose run here is shorter, or of a stand-in, than what the README says; each with the arguments it gets.
@@ -42,9 +46,21 @@ def test_command(command, tmp_path):
     more = SHORTER.get(command, [])
     if more is None:
         pytest.skip("run by test_pip_install, nightly")
-    program, *arguments = [*shlex.split(command), *more]
-    if program == "python3" and Path(sys.prefix) != ROOT / ".venv":
+    if command.startswith("python3") and Path(sys.prefix) != ROOT / ".venv":
         pytest.skip("needs .venv: run by scripts/run.py test")
+    run([*shlex.split(command), *more], tmp_path)
+
+
+@pytest.mark.parametrize("block", [block for block in blocks("sh") if "runs/" in block], ids=lambda block: block[:40])
+def test_commands_one_after_another(block, tmp_path):
+    """Those that go on with a run."""
+    for command in lines_of(block):
+        run(shlex.split(command), tmp_path)
+    assert (tmp_path / "compare.png").exists()
+
+
+def run(words: list[str], folder: Path) -> None:
+    program, *arguments = words
     paths = [
         str(ROOT / argument) if argument.startswith(("scripts/", "experiments/")) else argument
         for argument in arguments
@@ -56,7 +72,7 @@ def test_command(command, tmp_path):
     }
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(
-        [*programs[program], *paths], cwd=tmp_path, capture_output=True, text=True, timeout=300, env=env
+        [*programs[program], *paths], cwd=folder, capture_output=True, text=True, timeout=300, env=env
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
