@@ -16,6 +16,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.sharding import Mesh
@@ -24,6 +25,7 @@ from rich.console import Console
 import manual_backprop as mb
 from manual_backprop import ops
 from manual_backprop.errors import choose
+from manual_backprop.inspection import every_value
 from manual_backprop.models.gpt import SIZES, Schedule, Size, gpt, logits, training_flops
 from manual_backprop.testing import gradient_difference
 from manual_backprop.training import config, hosts, pictures, placing, plan, run, text
@@ -273,13 +275,15 @@ def experiment(config: Config, folder: Path | None, mesh: Mesh, stop: run.Stop, 
                 row["sample"] = data.decode(sample(size, plain, params, state, config.sample, config.seed))
                 here.print(f"sample  step {int(training.step)}: {row['sample']!r}")
             here.record(training, metrics, row, score=row["held_out_cost"])
-        training = here.training
+        training, results = here.training, {}
+        params = averages(training.optimizer_state, step.params(training))
+        whole = hosts.gathered(params)  # on the host, where one process has it all
         if here.rows and hosts.is_first():
             pictures.text_curves(here.rows, data.entropy, here.folder / "curves.png")
-        results = {}
+            some = data.draw(jax.random.key(2), data.held_out, 4)
+            lengths = sensitivities(plain, whole, state, some)
+            pictures.text_sensitivities(lengths, here.folder / "sensitivities.png")
         if here.complete:
-            params = averages(training.optimizer_state, step.params(training))
-            whole = hosts.gathered(params)
             if hosts.is_first():
                 save_weights(here.file("weights.safetensors"), size, whole)
             if config.profile:
@@ -291,6 +295,16 @@ def experiment(config: Config, folder: Path | None, mesh: Mesh, stop: run.Stop, 
         if results:
             tell(results, config.precision, here)
         return code
+
+
+def sensitivities(objective: mb.Layer, params, state, batch) -> list[tuple[str, np.ndarray]]:
+    """Of each layer by name, from the first: how long ∂C/∂a of its input is at every position, [length]."""
+    found = []
+    for where, values in every_value(objective, params, state, batch):
+        if where.startswith("backward, at model") and getattr(values[1], "ndim", 0) == 3:
+            lengths = jnp.linalg.norm(values[1].astype(jnp.float32), axis=-1)
+            found.append((where.removeprefix("backward, at ").split("(")[0], np.asarray(lengths.mean(0))))
+    return found[::-1]
 
 
 def passed_a_fifth(step: int, taken: int, steps: int) -> bool:

@@ -264,6 +264,28 @@ def test_a_full_disk(small_disk, tmp_path, capsys):
     assert_same(small_disk / "run", tmp_path / "calm")
 
 
+def test_a_folder_that_became_read_only(small_disk, capsys):
+    assert ran(capsys, *SMALL, "--folder", small_disk / "run").code == 0
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    code, _, err = ran(capsys, "digits", "--resume", small_disk / "run")
+    assert code == 2 and err == f"error: run folder {small_disk}/run cannot be written: Read-only file system\n"
+    code, _, err = ran(capsys, *SMALL, "--folder", small_disk / "other")
+    assert code == 2 and err == f"error: run folder {small_disk}/other cannot be made: Read-only file system\n"
+
+
+def test_compiled_programs_are_the_users_alone(tmp_path):
+    """By default in the user's cache folder; unless JAX was told another."""
+    code = "import jax; from manual_backprop.training.environment import compiled_programs_in as f; f(None)"
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    shown = "; print(jax.config.jax_compilation_cache_dir)"
+    done = subprocess.run([sys.executable, "-c", code + shown], cwd=ROOT, env=env, capture_output=True, text=True)
+    folder = tmp_path / "manual_backprop" / "compiled"
+    assert done.stdout.strip() == str(folder) and folder.stat().st_mode & 0o777 == 0o700
+    env["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "own")
+    done = subprocess.run([sys.executable, "-c", code + shown], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == str(tmp_path / "own")
+
+
 def test_rows_are_cut_where_they_were_torn(tmp_path):
     path = tmp_path / "rows"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')

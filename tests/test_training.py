@@ -12,12 +12,13 @@ import pytest
 from rich.console import Console
 
 import manual_backprop as mb
-from manual_backprop.layers import Apply
+from manual_backprop.layers import Apply, Dense
 from manual_backprop.training import folder, run
 from manual_backprop.training.devices import device
-from manual_backprop.training.loop import NonFinite, Step, train
-from manual_backprop.training.optimizers import aliases, optimizer
-from manual_backprop.training.progress import progress
+from manual_backprop.training.flow import layer_norms
+from manual_backprop.training.loop import Metrics, NonFinite, Step, train
+from manual_backprop.training.optimizers import aliases, averages, averaging, optimizer
+from manual_backprop.training.progress import Speed, progress
 
 OBJECTIVE = mb.Objective(mb.models.mlp(7, 3, activation=mb.ops.relu()), Apply(mb.ops.softmax_cross_entropy()))
 
@@ -215,3 +216,66 @@ def test_progress_on_a_terminal_is_a_bar():
         update(50, "cost 0.5")
         update(100, "cost 0.1")
     assert "100/100" in out.getvalue() and "steps/s" in out.getvalue() and "━" in out.getvalue()
+
+
+# ── what is told of a step, and what is kept beside the weights ──────────────────────────────────────────────────────
+
+
+def test_the_average_of_the_weights_is_as_defined():
+    step, arrays = small_step(optimizer=averaging(optimizer("sgd", 0.1), 0.9)), data()
+    training = step.start(arrays)
+    expected = training.params
+    for _ in range(5):
+        training, _ = step(training, arrays)
+        expected = jax.tree.map(lambda a, w: 0.9 * a + 0.1 * w, expected, training.params)
+    found = averages(training.optimizer_state, training.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
+    plain = small_step(optimizer=optimizer("sgd", 0.1)).start(arrays)
+    assert averages(plain.optimizer_state, plain.params) is plain.params
+
+
+def test_averages_are_found_where_steps_may_be_skipped():
+    step, arrays = small_step(optimizer=averaging(optimizer("adam", 0.1), 0.5), skips=3), data()
+    before = step.start(arrays)
+    after, _ = step(before, arrays)
+    found = averages(after.optimizer_state, after.params)
+    half = jax.tree.map(lambda a, b: (a + b) / 2, before.params, after.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, half)
+
+
+def test_the_lengths_of_the_layers_gradients():
+    """Of plain layers a number each, of those that Repeat stacks a list; together they are the whole gradient's."""
+    block = mb.Residual(mb.Serial(Dense(5), Apply(mb.ops.tanh())))
+    objective = mb.Objective(mb.Serial(Dense(5), mb.Repeat(block, 3), Dense(3)), Apply(mb.ops.squared_error()))
+    batch = data()[0], jnp.ones((20, 3))
+    params, state = objective.init(jax.random.key(0), batch)
+    _, gradient = mb.value_and_grad(objective)(params, state, batch)
+    norms = layer_norms(objective)(gradient)
+    assert list(norms) == ["model[0] Dense", "model[1][0] Dense", "model[2] Dense"]
+    assert norms["model[1][0] Dense"].shape == (3,)
+    whole = np.concatenate([np.ravel(norm) for norm in norms.values()])
+    np.testing.assert_allclose(np.linalg.norm(whole), optax.tree.norm(gradient), rtol=1e-6)
+    second = jax.tree.map(lambda leaf: leaf[1], gradient[0][1])
+    np.testing.assert_allclose(norms["model[1][0] Dense"][1], optax.tree.norm(second), rtol=1e-6)
+
+
+def test_speed_leaves_out_the_first_chunk_and_what_is_done_between(monkeypatch):
+    # begin; after a chunk and before the next, three times
+    readings = iter([0, 100, 150, 152, 200, 203, 300])
+    monkeypatch.setattr("manual_backprop.training.progress.time.perf_counter", lambda: next(readings))
+    speed, found = Speed("tokens", 10), []
+    for _ in speed.timed([(None, Metrics(np.zeros(4), None))] * 3):
+        if not found:
+            next(readings)  # the first chunk is not timed
+        found.append(speed.of_chunk().get("steps_per_second"))
+    assert found == [None, 2.0, 4 / 3] and speed.results()["steps_per_second"] == 8 / 5
+
+
+def test_rates():
+    speed = Speed("tokens", 10, flops=7.0, limit=14.0, steps=8, seconds=4.0, last=(2, 1.0))
+    assert speed.results() == {
+        "steps_per_second": 2.0, "units_per_second": 20.0, "unit": "tokens",
+        "flops_per_second": 14.0, "utilization": 1.0,
+    }  # fmt: skip
+    assert speed.of_chunk()["units_per_second"] == 20.0 and speed.in_words() == "20 tokens/s, 100 % MFU"
+    assert Speed().results() == {} and Speed().in_words() == ""

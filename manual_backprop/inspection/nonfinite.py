@@ -1,4 +1,4 @@
-"""Where the first NaN or infinity arose."""
+"""Every value that flows, forward and backward, in order; and where the first NaN or infinity arose."""
 
 from __future__ import annotations
 
@@ -21,24 +21,27 @@ def first_nonfinite(objective: Layer, params: Any, state: Any, batch: tuple, key
     Runs it layer by layer, outside jit; layers of a `Repeat` one by one, other combinators whole.
     Places: "the input", "forward, at …", "backward, at …".
     """
-    for place, values in _values(objective, params, state, batch, key, 1.0):
+    for place, values in every_value(objective, params, state, batch, key):
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(values) if is_inexact(leaf)):
             return place
     return None
 
 
-def _values(objective: Layer, params, state, batch, key, dC) -> Iterator[tuple[str, Any]]:
-    """Every value that flows, in the order in which it arises; dC is what the backward pass starts with."""
+def every_value(objective: Layer, params, state, batch, key=None, dC=1.0) -> Iterator[tuple[str, Any]]:
+    """(place, values) of all that flows, in the order in which it arises; dC is what the backward pass starts with.
+
+    Places are those of `first_nonfinite`; a layer's values forward are its y, backward (dparams, dx).
+    """
     if isinstance(objective, Tied):
-        yield from _values(objective.layer, objective.spread(params), state, batch, key, dC)
+        yield from every_value(objective.layer, objective.spread(params), state, batch, key, dC)
     elif isinstance(objective, LossScale):
-        yield from _values(objective.objective, params, state.of_objective, batch, key, dC * state.scale)
+        yield from every_value(objective.objective, params, state.of_objective, batch, key, dC * state.scale)
     elif isinstance(objective, MicroBatches):
         parts = objective.parts(batch)
         keys = [None] * objective.n if key is None else jax.random.split(key, objective.n)
         for i, (share, k) in enumerate(zip(objective.shares(parts), keys, strict=True)):
             part = jax.tree.map(lambda leaf, i=i: leaf[i], parts)
-            for place, values in _values(objective.objective, params, state, part, k, dC * share):
+            for place, values in every_value(objective.objective, params, state, part, k, dC * share):
                 yield f"part {i + 1} of {objective.n} of the batch: {place}", values
     elif isinstance(objective, Objective):
         yield from _values_of_one(objective, params, state, batch, key, dC)

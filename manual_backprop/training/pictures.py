@@ -71,6 +71,22 @@ def text_curves(rows: Sequence[dict], entropy: float | None, path: Path) -> None
     _save(figure, path)
 
 
+def text_sensitivities(layers: Sequence[tuple[str, np.ndarray]], path: Path) -> None:
+    """How long ∂C/∂a is at each position of a text, at the input of each layer, the first above.
+
+    layers: (name, lengths [positions]) of each.
+    """
+    lengths = np.array([each for _, each in layers])
+    figure, axis = plt.subplots(figsize=(9, 0.6 + 0.24 * len(layers)), layout="constrained")
+    shown = np.log10(np.maximum(lengths, np.max(lengths, initial=1e-30) * 1e-6))
+    image = axis.imshow(shown, aspect="auto", cmap="viridis", interpolation="nearest")
+    axis.set_yticks(range(len(layers)), [name for name, _ in layers], fontsize=7)
+    axis.set_xlabel("position")
+    axis.set_title("length of ∂C/∂a at the input of each layer, log₁₀, mean over four held-out texts")
+    figure.colorbar(image, ax=axis)
+    _save(figure, path)
+
+
 def _block_norms(layer_norms: dict) -> list[float]:
     """The length of the gradient of each block, out of those of its layers."""
     stacked = [norms for norms in layer_norms.values() if isinstance(norms, list)]
