@@ -5,7 +5,7 @@
 
 Both runs are of this machine, device and these packages. The calm one says how long it takes to start and to train; the
 other is killed and started again with --resume auto, a fourth of the times while it starts, else while it trains, saves
-or evaluates, at moments drawn so that the storm lasts as long as the run. At the end: the sha256 of both final states,
+or evaluates, after so many rows that the storm lasts as long as the run. At the end: the sha256 of both final states,
 whether the rows of metrics are the same, and how far back each start had to go.
 """
 
@@ -40,12 +40,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         calm, torn = Path(place, "calm"), Path(place, "torn")
         process = subprocess.Popen([*command, "--folder", calm], stdout=subprocess.DEVNULL)
-        start = until(process, lambda: steps(calm / "metrics.jsonl"))
+        start = until(process, lambda: count(calm) > 0)
         train = until(process, lambda: process.poll() is not None)
+        rows = count(calm)
         if process.wait():
             return process.returncode
         print(f"calm: {start:.1f} s to start, {train:.1f} s to train: {' '.join([name, *words])}", flush=True)
-        ends = storm([*command, "--folder", torn, "--resume", "auto"], torn, start, train, options)
+        ends = storm([*command, "--folder", torn, "--resume", "auto"], torn, start, rows, options)
         result = compared(calm, torn, ends)
     print("\n".join(f"{key:24} {value}" for key, value in result.items()))
     if options.json:
@@ -53,7 +54,7 @@ def main() -> int:
     return 0 if result["the same state"] and result["the same metrics"] else 1
 
 
-def storm(command: list, folder: Path, start: float, train: float, options) -> list[dict]:
+def storm(command: list, folder: Path, start: float, rows: int, options) -> list[dict]:
     """How each process ended, and where the next one began."""
     rng = random.Random(options.seed)
     signals = [signal.SIGKILL] * options.kills + [signal.SIGTERM] * options.terms
@@ -64,9 +65,12 @@ def storm(command: list, folder: Path, start: float, train: float, options) -> l
         if rng.random() < 0.25:
             time.sleep(rng.uniform(0.2, start))
         else:
-            before = len(steps(folder / "metrics.jsonl"))
-            until(process, lambda: len(steps(folder / "metrics.jsonl")) != before)  # noqa: B023
-            time.sleep(rng.uniform(0, 2 * train / len(signals)))
+            some = rng.uniform(0, 1.5 * rows / len(signals))
+            before = count(folder)
+            until(process, lambda: count(folder) != before)  # noqa: B023
+            begun = count(folder)
+            until(process, lambda: count(folder) >= begun + some)  # noqa: B023
+            time.sleep(rng.uniform(0, 0.05))
         process.send_signal(number)
         begin = time.monotonic()
         said, _ = process.communicate(timeout=SECONDS)
@@ -110,6 +114,10 @@ def compared(calm: Path, torn: Path, ends: list[dict]) -> dict:
         "slowest to stop, seconds": max((end["seconds"] for end in stopped), default=0),
         "warnings": sum(len(end["warnings"]) for end in ends),
     }
+
+
+def count(folder: Path) -> int:
+    return len(steps(folder / "metrics.jsonl"))
 
 
 def saved(folder: Path) -> list[int]:
