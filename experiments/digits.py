@@ -128,7 +128,8 @@ def experiment(config: Config, folder: Path | None, mesh: Mesh, stop: run.Stop, 
     def accuracy(params, state, x, labels):
         return jnp.mean(jnp.argmax(objective.model.apply(params[0], state[0], x), -1) == labels)
 
-    with run.opened("digits", config, folder, mesh, stop, console, Speed("examples", config.batch_size)) as here:
+    speed = Speed("examples", config.batch_size)
+    with run.opened("digits", config, folder, mesh, stop, console, speed, placing.told(train)) as here:
         first = placing.started(step, data, mesh)
         size = sum(leaf.size for leaf in jax.tree.leaves(first.params))
         here.print(f"device  {describe(mesh)}")

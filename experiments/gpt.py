@@ -28,7 +28,7 @@ from manual_backprop.errors import choose
 from manual_backprop.inspection import every_value
 from manual_backprop.models.gpt import SIZES, Schedule, Size, gpt, logits, training_flops
 from manual_backprop.testing import gradient_difference
-from manual_backprop.training import config, hosts, pictures, placing, plan, run, text
+from manual_backprop.training import config, hosts, pictures, placing, plan, run, sharding, text
 from manual_backprop.training.descent import StepInBackward
 from manual_backprop.training.devices import describe, matmul_rate
 from manual_backprop.training.environment import place
@@ -36,7 +36,6 @@ from manual_backprop.training.flow import layer_norms
 from manual_backprop.training.loop import Step, next_batch, train
 from manual_backprop.training.optimizers import averages, averaging
 from manual_backprop.training.progress import Speed
-from manual_backprop.training.stream import Source
 from manual_backprop.training.weights import load_weights, save_weights
 
 SCHEDULES = ("everything", "dear", "inputs", "last")
@@ -122,10 +121,25 @@ def check(config: Config) -> None:
             "float16 has overflown, are known only at the end; wants --clip 0 --accumulate 1, and float32 or bfloat16; "
             "or leave it out: --schedule inputs is the leanest without it"
         )
+    if config.mesh and "stage" in sharding.axes(config.mesh):
+        want_stages(config)
     if config.check_gradients and config.schedule == "last":
         raise mb.InputError(
             "--check-gradients: --schedule last is another model, of two streams; wants another schedule"
         )
+
+
+def want_stages(config: Config) -> None:
+    """Raises InputError for what does not go with stages."""
+    wants = {
+        "--accumulate": (config.accumulate == 1, "1, and --stages.micro-batches"),
+        "--precision": (config.precision != "float16", "float32 or bfloat16"),
+        "--schedule": (config.schedule != "last", "everything, dear or inputs"),
+        "--update-in-backward": (not config.update_in_backward, "none"),
+    }
+    for option, (fits, wanted) in wants.items():
+        if not fits:
+            raise mb.InputError(f"{option}: --mesh {config.mesh} has stages; wants {wanted}")
 
 
 def optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
@@ -221,7 +235,7 @@ def out_of_memory(config: Config, used: jax.Device) -> str:
 
 
 def experiment(config: Config, folder: Path | None, mesh: Mesh, stop: run.Stop, console: Console) -> int:
-    placing.want_divided(config.batch_size, mesh)
+    placing.want_divided(config.batch_size, mesh, config.accumulate)
     named = SIZES[config.size]
     length, compute = config.length or named.length, PRECISIONS[config.precision]
     data = text.load(config.data, length, config.files, config.tokenizer, config.seed)
@@ -253,7 +267,7 @@ def experiment(config: Config, folder: Path | None, mesh: Mesh, stop: run.Stop, 
         costs = lambda key: plain.apply(params, state, data.draw(key, held_out, config.batch_size))
         return jnp.mean(lax.map(costs, keys))
 
-    told = data.train.told if isinstance(data.train, Source) else ""
+    told = placing.told(data.train)
     with run.opened("gpt", config, folder, mesh, stop, console, speed, told) as here:
         training = placing.started(step, known, mesh, weights)
         count = sum(leaf.size for leaf in jax.tree.leaves(step.params(training)))

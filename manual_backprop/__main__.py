@@ -197,6 +197,8 @@ def run_plan(options) -> int:
     if (n := math.prod(axes.values())) > 1:
         with suppress(RuntimeError):  # there are devices already: `mesh_of` says if they are too few
             jax.config.update("jax_num_cpu_devices", n)
+    if "stage" in axes:
+        raise InputError(f"plan: mesh {options.mesh} has stages, which are not planned; wants data, fsdp and model")
     mesh = sharding.mesh_of(axes)
     size = dataclasses.replace(size, length=length)
     plan.want_divided(size, options.batch, mesh)

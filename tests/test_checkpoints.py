@@ -140,6 +140,8 @@ FOREIGN = {
     "no format": (lambda step: rewritten(step, format=None), "its format is None"),
     "a manifest that is a list": (lambda step: (step / MANIFEST).write_text("[]"), "its manifest cannot be read"),
     "a manifest that is no JSON": (lambda step: (step / MANIFEST).write_text("{"), "its manifest cannot be read"),
+    "a manifest of null": (lambda step: (step / MANIFEST).write_text("null"), "its manifest cannot be read"),
+    "another run's": (lambda step: rewritten(step, run="another"), "it is of another run, 'another'; this one is ''"),
     "a manifest of nothing": (lambda step: (step / MANIFEST).write_text("{}"), "its manifest cannot be read"),
     "gone": (lambda step: shutil.rmtree(step), "it was saved, and is not there"),
     "without its data": (lambda step: shutil.rmtree(step / "state"), "cannot be read: No such file"),

@@ -77,7 +77,7 @@ def test_sigterm_saves_and_the_run_goes_on_to_the_same_bits(calm, tmp_path, monk
         at_row(patch, 3, asked)
         code, out, err = ran(capsys, *SMALL, "--folder", run)
     assert code == 143 and not err
-    assert "stopped by SIGTERM after step 20; its files are finished" in out and f"--resume {run}" in out
+    assert "stopped by SIGTERM after step 20; step 20 is saved" in out and f"--resume {run}" in out
     assert not (run / "result.json").exists() and saved_steps(run)[-1] == 20
     code, out, _ = ran(capsys, "digits", "--resume", run)
     assert code == 0 and "resumed at step 20 of 40" in out and "warning" not in out
@@ -290,9 +290,37 @@ def test_rows_are_cut_where_they_were_torn(tmp_path):
     path = tmp_path / "rows"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
     assert folder.lines(path) == [{"step": 1}, {"step": 2}, {"step": 3}]
-    assert folder.trimmed(path, 2) == [{"step": 1}, {"step": 2}] and path.read_text() == '{"step": 1}\n{"step": 2}\n'
-    assert folder.trimmed(path, 9) == [{"step": 1}, {"step": 2}]
-    assert folder.trimmed(tmp_path / "none", 9) == []
+    said = []
+    assert folder.trimmed(path, 2, said.append) == [{"step": 1}, {"step": 2}]
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    assert folder.trimmed(path, 9, said.append) == [{"step": 1}, {"step": 2}]
+    assert folder.trimmed(tmp_path / "none", 9, said.append) == [] == said
+
+
+def test_a_row_that_was_damaged_costs_no_other(tmp_path):
+    path, said = tmp_path / "rows.jsonl", []
+    path.write_text(before := '{"step": 1}\n{"step": null}\nx"step": 3}\n{"step": 4}\n{"st')
+    assert folder.lines(path) == [{"step": 1}, {"step": 4}]
+    assert folder.trimmed(path, 4, said.append) == [{"step": 1}, {"step": 4}]
+    assert said == ["2 rows of rows.jsonl are damaged and left out; the file as it was is rows.damaged-1.jsonl"]
+    assert (tmp_path / "rows.damaged-1.jsonl").read_text() == before
+
+
+def test_a_row_after_one_that_was_torn_is_whole(tmp_path):
+    path = tmp_path / "rows"
+    path.write_text('{"step": 1}\n{"st')
+    folder.append(path, {"step": 2, "cost": float("nan"), "norms": [float("inf"), 1.0]})
+    assert folder.lines(path) == [{"step": 1}, {"step": 2, "cost": None, "norms": [None, 1.0]}]
+
+
+def test_a_row_for_which_there_is_no_room_is_not_begun(small_disk):
+    (small_disk / "filled").write_bytes(bytes(1 << 20))
+    path, count = small_disk / "rows", 0
+    with pytest.raises(mb.InputError, match="rows cannot be written: No space left on device"):
+        for count in range(10**6):
+            folder.append(path, {"step": count, "more": "x" * 1000})
+    assert [row["step"] for row in folder.lines(path)] == list(range(count))
+    assert path.read_bytes().endswith(b"}\n")
 
 
 # ── signals, in processes of their own ───────────────────────────────────────────────────────────────────────────────
@@ -351,6 +379,20 @@ def test_a_second_ctrl_c_ends_it_at_once():
     assert (child.communicate(timeout=20)[0], child.returncode) == ("", 130)
 
 
+def test_a_second_ctrl_c_ends_it_while_it_is_rescued():
+    child = process(f"""
+        with stopping() as stop:
+            stop.rescue = lambda: (print("saving"), time.sleep(100))
+            print("ready")
+            {BUSY}
+    """)
+    child.send_signal(signal.SIGINT)
+    assert child.stdout.readline() == "saving\n"
+    child.send_signal(signal.SIGINT)
+    child.communicate(timeout=20)
+    assert child.returncode == 130
+
+
 def test_a_rescue_that_fails_ends_all_the_same():
     child = process(f"""
         with stopping() as stop:
@@ -359,7 +401,7 @@ def test_a_rescue_that_fails_ends_all_the_same():
             {BUSY}
     """)
     child.send_signal(signal.SIGTERM)
-    child.communicate(timeout=20)
+    assert child.communicate(timeout=20)[1] == "stopped by SIGTERM: division by zero\n"
     assert child.returncode == 143
 
 
@@ -397,9 +439,64 @@ def test_a_storm():
     assert got["the same state"] == got["the same metrics"] == "True" and got["lost after SIGTERM"] == "0"
 
 
-def test_two_that_train_are_not_mixed_up(calm, tmp_path, capsys):
-    """Another model's checkpoints are refused, as is going on with another experiment's run."""
+def test_another_experiments_run_does_not_go_on(calm, tmp_path, capsys):
     shutil.copytree(calm, run := tmp_path / "run")
     code, _, err = ran(capsys, "gpt", "--resume", run)
     assert code == 2 and "config.json: option" in err
-    assert mb.InputError
+
+
+def test_another_runs_checkpoint_of_the_same_shapes_is_not_used(calm, tmp_path, capsys):
+    other = tmp_path / "other"
+    assert ran(capsys, *SMALL, "--seed", 7, "--folder", other).code == 0
+    shutil.copytree(calm, run := tmp_path / "run")
+    shutil.rmtree(run / "checkpoints" / "40")
+    shutil.copytree(other / "checkpoints" / "40", run / "checkpoints" / "40")
+    code, out, _ = ran(capsys, "digits", "--resume", run)
+    assert code == 0 and "checkpoint of step 40 is not used: it is of another run" in out
+    assert_same(run, calm)
+
+
+def test_a_run_that_was_extended_and_killed_is_found_by_auto(calm, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(calm, run := tmp_path / "runs" / "digits" / "extended")
+    with monkeypatch.context() as patch:
+        at_row(patch, 1, asked)
+        assert ran(capsys, "digits", "--resume", run, "--steps", 60, "--allow-change").code == 143
+    assert not (run / "result.json").exists() and result(run / "before-1")["step"] == 40
+    assert ran(capsys, "digits", "--resume", "auto").code == 0
+    assert result(run)["step"] == 60 and [path.name for path in (tmp_path / "runs" / "digits").iterdir()] == [
+        "extended"
+    ]
+
+
+@pytest.mark.parametrize("words", [("--steps", 20), ("--hidden", 8)])
+def test_a_change_that_cannot_be_leaves_the_run_as_it_is(words, calm, tmp_path, capsys):
+    shutil.copytree(calm, run := tmp_path / "run")
+    assert ran(capsys, "digits", "--resume", run, *words, "--allow-change").code == 2
+    code, out, _ = ran(capsys, "digits", "--resume", run)
+    assert code == 0 and "warning" not in out
+    assert_same(run, calm)
+
+
+def test_a_start_that_was_killed_at_once_is_no_obstacle(tmp_path, capsys):
+    (run := tmp_path / "run").mkdir()
+    (run / ".lock").touch()
+    assert ran(capsys, *SMALL, "--folder", run).code == 2
+    assert ran(capsys, *SMALL, "--folder", run, "--resume", "auto").code == 0
+
+
+def test_a_cost_that_is_not_finite_when_it_is_saved_ends_the_run_in_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("manual_backprop.training.checkpoints._nonfinite", lambda training: ["w"])
+    code, _, err = ran(capsys, *SMALL, "--folder", tmp_path / "run")
+    assert code == 1 and err == "stopped: step 10: w is not finite after the update; nothing is saved of it\n"
+    assert folder.lines(tmp_path / "run" / "events.jsonl")[-1]["event"] == "failed"
+    assert (tmp_path / "run" / "report.html").exists() and not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_other_data_are_a_warning(calm, tmp_path, monkeypatch, capsys):
+    from manual_backprop.training import images
+
+    load = images.load
+    monkeypatch.setattr(images, "load", lambda *args: load(*args)._replace(train_x=load(*args).train_x[::-1]))
+    shutil.copytree(calm, run := tmp_path / "run")
+    assert "data sha256" in ran(capsys, "digits", "--resume", run).out

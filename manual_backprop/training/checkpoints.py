@@ -1,7 +1,7 @@
 """Checkpoints that are whole or not there: written by orbax beside the training, sealed by a manifest of sha256.
 
     checkpoints/1200/state/          orbax's files, each process its part
-    checkpoints/1200/manifest.json   step, score; name, dtype and shape of every array; size and sha256 of every file
+    checkpoints/1200/manifest.json   run, step, score; each array's name, dtype and shape; each file's size and sha256
 
 All of it is written to `1200.partial`, the manifest last, and renamed when it is on the disk: a kill at any moment
 leaves a step or none. A step is used again only if every file is as the manifest says, and every array is one of the
@@ -44,6 +44,7 @@ class Checkpoints:
 
     keep: so many of the newest stay, and the one with the lowest score.  say: takes what a person should read.
     saved: is told the step, the seconds and the score of each one that is on the disk, in the thread that wrote it.
+    run: which run they are of; those of another are not used.
     """
 
     def __init__(
@@ -52,11 +53,12 @@ class Checkpoints:
         keep: int = 3,
         say: Callable[[str], None] = print,
         saved: Callable[[int, float, float | None], None] = lambda step, seconds, score: None,
+        run: str = "",
     ):
         import orbax.checkpoint as ocp
 
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # what goes wrong in orbax is told here, in one line
-        self.folder, self.keep, self.say, self.saved = folder.absolute(), keep, say, saved
+        self.folder, self.keep, self.say, self.saved, self.run = folder.absolute(), keep, say, saved, run
         self.args = ocp.args
         self.checkpointer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler(), timeout_secs=300)
         self.thread = ThreadPoolExecutor(1, "checkpoint")
@@ -159,6 +161,8 @@ class Checkpoints:
             return f"its format is {manifest.get('format')!r}; this version reads {FORMAT}"
         if manifest["step"] != step:
             return f"it is of step {manifest['step']}"
+        if manifest["run"] != self.run:
+            return f"it is of another run, {manifest['run']!r}; this one is {self.run!r}"
         for name, (size, sha256) in manifest["files"].items():
             try:
                 if (path / name).stat().st_size != size:
@@ -216,7 +220,14 @@ class Checkpoints:
         for path in files:
             _flush(path)
         of_files = {path.relative_to(partial).as_posix(): [path.stat().st_size, _sha256(path)] for path in files}
-        manifest = {"format": FORMAT, "step": step, "score": score, "leaves": leaves, "files": of_files}
+        manifest = {
+            "format": FORMAT,
+            "run": self.run,
+            "step": step,
+            "score": score,
+            "leaves": leaves,
+            "files": of_files,
+        }
         with open(partial / MANIFEST, "x") as file:
             json.dump(manifest | {"sha256": _digest(manifest)}, file, indent=1)
         _flush(partial / MANIFEST)
@@ -264,6 +275,8 @@ class Checkpoints:
 def read_manifest(path: Path) -> dict[str, Any]:
     """Of the folder of a step. Raises OSError, ValueError, KeyError or TypeError for one that is missing or damaged."""
     manifest = json.loads((path / MANIFEST).read_text())
+    if not isinstance(manifest, dict):
+        raise ValueError("it holds no manifest")
     digest = manifest.pop("sha256")
     if digest != _digest(manifest):
         raise ValueError("it is damaged: its own sha256 does not fit")

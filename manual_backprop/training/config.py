@@ -26,6 +26,8 @@ import tyro
 
 from manual_backprop.errors import InputError, choose
 from manual_backprop.options import fits, in_words, plain
+from manual_backprop.training import history
+from manual_backprop.training.timetable import SCHEDULES
 
 CONFIG = "config.json"
 # What may change in a run that goes on: the mesh and the device are its surroundings, of which a warning tells.
@@ -40,7 +42,7 @@ class Save:
     """Checkpoints of the whole training state."""
 
     every: int = 0
-    """Steps between two; 0: a tenth of all steps."""
+    """Steps between two, and at most of a row of metrics; 0: a tenth of all steps, and no step waits for the disk."""
     keep: int = 3
     """So many of the newest stay, and the best."""
 
@@ -104,7 +106,7 @@ class Config:
     folder: Path | None = None
     """Folder for the results, which must not exist; by default runs/<experiment>/<time>."""
     resume: str = "never"
-    """A run's folder, to go on with it; auto: --folder, or the newest run that has not ended, if there is one."""
+    """A run's folder, to go on with it; auto: --folder, or the newest run that was stopped or killed, or a new one."""
     allow_change: bool = False
     """Go on although the configuration differs from the run's own."""
     cache: Path | None = None
@@ -127,8 +129,14 @@ class Config:
             raise InputError(
                 f"--hosts.index {self.hosts.index}: there are {self.hosts.count}; wants 0 … {self.hosts.count - 1}"
             )
-        if self.hosts.count > 1 and not self.hosts.address:
-            raise InputError(f"--hosts.count {self.hosts.count} wants --hosts.address HOST:PORT, of the first process")
+        if (self.hosts.count > 1) != bool(self.hosts.address):
+            raise InputError(
+                f"--hosts.count {self.hosts.count} --hosts.address {self.hosts.address}: several processes want both: "
+                "how many there are, and HOST:PORT of the first"
+            )
+        choose("--stages.schedule", self.stages.schedule, dict.fromkeys(SCHEDULES))
+        if self.stages != Stages() and "stage" not in (self.mesh or ""):
+            raise InputError(f"--stages: --mesh {self.mesh} has no axis stage; wants, say, --mesh stage=4")
         if self.steps >= 2**31:
             raise InputError(f"--steps {self.steps} is out of range; wants fewer than {2**31:,}")
 
@@ -158,8 +166,8 @@ def parsed(kind: type[Kind], experiment: str, arguments: Sequence[str] | None = 
     except argparse.ArgumentError as error:
         raise InputError(f"{error.argument_name} {error.message}") from None
     of_file = read(Path(chosen.config)) if chosen.config else {}
-    resume = chosen.resume or of_file.get("resume", "never")
-    folder = to_go_on_with(experiment, resume, chosen.folder or of_file.get("folder"))
+    resume = of_file.get("resume", "never") if chosen.resume is None else chosen.resume
+    folder = to_go_on_with(experiment, resume, of_file.get("folder") if chosen.folder is None else chosen.folder)
     default, own = kind(), None
     if folder:
         own = default = made(kind, read(folder / CONFIG), str(folder / CONFIG))
@@ -173,6 +181,9 @@ def parsed(kind: type[Kind], experiment: str, arguments: Sequence[str] | None = 
 
 def to_go_on_with(experiment: str, resume: str, folder: str | None) -> Path | None:
     """The folder that `--resume` means. Raises InputError for one that is no run's."""
+    for option, value in (("--resume", resume), ("--folder", folder)):
+        if value is not None and (not isinstance(value, str) or not value):
+            raise InputError(f"{option} is {value!r}; wants a folder{', auto or never' * (option == '--resume')}")
     if resume == "never":
         return None
     if resume != "auto":
@@ -186,9 +197,8 @@ def to_go_on_with(experiment: str, resume: str, folder: str | None) -> Path | No
         return path
     if folder:
         return Path(folder) if (Path(folder) / CONFIG).is_file() else None
-    runs = sorted(Path("runs", experiment).glob(f"*/{CONFIG}"), key=lambda path: path.stat().st_mtime)
-    ended = lambda path: (path.parent / "result.json").exists()
-    return next((path.parent for path in reversed(runs) if not ended(path)), None)
+    runs = sorted((path.parent for path in Path("runs", experiment).glob(f"*/{CONFIG}")), reverse=True)  # by their time
+    return next((path for path in runs if history.read(path).state in ("stopped", "unfinished")), None)
 
 
 def want_same(own: Config, config: Config, folder: Path) -> None:
@@ -207,8 +217,17 @@ def changes(own: Config, config: Config) -> list[str]:
     return [
         f"{option(field.name)} {_shown(getattr(own, field.name))}, now {_shown(getattr(config, field.name))}"
         for field in dataclasses.fields(own)
-        if field.name not in FREE and getattr(own, field.name) != getattr(config, field.name)
+        if field.name not in FREE and absolute(getattr(own, field.name)) != absolute(getattr(config, field.name))
     ]
+
+
+def absolute(value: Any) -> Any:
+    """Paths, also in tuples and tables, as they are from any folder."""
+    if isinstance(value, dict):
+        return {name: absolute(each) for name, each in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(absolute, value))
+    return value.expanduser().absolute() if isinstance(value, Path) else value
 
 
 def _shown(value: Any) -> str:

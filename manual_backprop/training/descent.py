@@ -73,7 +73,7 @@ class Descent:
 
 @dataclass(frozen=True)
 class StepInBackward(Step):
-    """A `Step` that updates in the backward pass. Of a gradient that is dropped nothing can be told: its norm is 0."""
+    """A `Step` that updates in the backward pass. Of a gradient that is dropped nothing can be told, nor its norm."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -91,7 +91,7 @@ class StepInBackward(Step):
         weights, state, _, step, key = training
         batch, layer_key = self.batch(data, training)
         (cost, state), weights = self.descent(weights, state, batch, layer_key)
-        metrics = Metrics(cost, jnp.zeros_like(cost), (), jnp.bool(False))
+        metrics = Metrics(cost, None, (), jnp.bool(False))
         return Training(weights, state, (), step + 1, key), metrics
 
 

@@ -24,7 +24,9 @@ from manual_backprop.training.config import Config, Hosts
 from manual_backprop.training.devices import device
 
 NAMED = ("jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "flax")
-SAME_BITS = ("lock", "device", "devices", "processes", "mesh", "data")
+SAME_BITS = ("lock", "python", "machine", "device", "devices", "processes", "mesh", "arrangement", "settings", "data")
+SETTINGS = ("XLA_FLAGS", "JAX_", "NVIDIA_TF32_OVERRIDE")  # variables of the environment
+NO_SETTINGS = ("JAX_COMPILATION_CACHE", "JAX_PERSISTENT_CACHE", "JAX_COORDINATOR", "JAX_NUM_CPU", "JAX_PLATFORMS")
 
 
 @contextmanager
@@ -39,6 +41,11 @@ def place(config: Config) -> Iterator[Mesh]:
     if config.hosts.count > 1 or wanted > 1:
         with suppress(RuntimeError):  # there are devices already: `mesh_of` says if they are too few
             jax.config.update("jax_num_cpu_devices", -(-wanted // config.hosts.count))
+    if wanted % config.hosts.count:
+        raise InputError(
+            f"--hosts.count {config.hosts.count}: so many processes do not divide the {wanted} devices of --mesh "
+            f"{config.mesh}; wants, say, --mesh data={config.hosts.count}"
+        )
     if config.hosts != Hosts():
         address, count, index, cluster = dataclasses.astuple(config.hosts)
         same = dataclasses.asdict(dataclasses.replace(config, hosts=Hosts()))
@@ -70,7 +77,8 @@ def compiled_programs_in(folder: Path | None) -> None:
         chosen.mkdir(mode=0o700, parents=True, exist_ok=True)
         if chosen.stat().st_uid != os.getuid():
             raise PermissionError(1, "it is another user's")
-        chosen.chmod(0o700)
+        if not folder:
+            chosen.chmod(0o700)
     except OSError as error:
         if folder:
             raise InputError(f"--cache {folder} cannot be used: {error.strerror}") from None
@@ -78,8 +86,9 @@ def compiled_programs_in(folder: Path | None) -> None:
     jax.config.update("jax_compilation_cache_dir", str(chosen))
 
 
-def environment(experiment: str, mesh: Mesh, data: str = "") -> dict[str, Any]:
+def environment(experiment: str, config: Config, mesh: Mesh, data: str = "") -> dict[str, Any]:
     """What environment.json holds. data: what was read, in a few words."""
+    of_jax = [name for name in sorted(os.environ) if name.startswith(SETTINGS) and not name.startswith(NO_SETTINGS)]
     installed = sorted(f"{found.name}=={found.version}".lower() for found in metadata.distributions())
     versions = {name: metadata.version(name) for name in NAMED}
     one = mesh.devices.flat[0]
@@ -90,8 +99,11 @@ def environment(experiment: str, mesh: Mesh, data: str = "") -> dict[str, Any]:
         "devices": mesh.size,
         "processes": jax.process_count(),
         "mesh": ",".join(f"{name}={size}" for name, size in mesh.shape.items()),
+        "arrangement": f"sequence {config.sequence}, {config.stages}",
+        "settings": " ".join(f"{name}={os.environ[name]}" for name in of_jax),
         "data": data,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
         "versions": versions | {"python": platform.python_version(), "manual_backprop": mb.__version__},
         "lock": hashlib.sha256("\n".join(dict.fromkeys(installed)).encode()).hexdigest(),
     }

@@ -58,10 +58,10 @@ class History:
 
     @property
     def state(self) -> str:
-        """running, finished, stopped (by a signal, or by a guard) or unfinished (killed, or never heard of again)."""
+        """running, finished, stopped (by a signal), failed (not finite) or unfinished (killed, or never heard of)."""
         life = next((event["event"] for event in reversed(self.events) if event["event"] in (*BEGIN, *END)), None)
         if life in END:  # its last deeds, such as its report, are done under the lock
-            return "finished" if life == "finished" else "stopped"
+            return life
         if locked(self.folder):
             return "running"
         ended = life is None and (self.result or (self.steps and self.done >= self.steps))  # version 0.1 had no events

@@ -41,7 +41,7 @@ class Training(NamedTuple):
 
 class Metrics(NamedTuple):
     cost: jax.Array
-    gradient_norm: jax.Array
+    gradient_norm: jax.Array | None  # None where the gradient is never there as a whole
     more: Any = ()  # what `Step.measure` makes of the gradient
     skipped: Any = False  # whether the gradient was not finite and was left out
 
@@ -149,7 +149,10 @@ def train(step: Step, training: Training, data, steps: int, chunk: int) -> Itera
             training, metrics = run(before, data, batches, end - first)
             first = end
             metrics = jax.tree.map(np.asarray, metrics)
-            finite = np.isfinite(metrics.cost) & np.isfinite(metrics.gradient_norm) | metrics.skipped
+            finite = np.isfinite(metrics.cost)
+            if metrics.gradient_norm is not None:
+                finite &= np.isfinite(metrics.gradient_norm)
+            finite |= metrics.skipped
             if not finite.all():
                 raise NonFinite(diagnosis(step, before, data, batches, int(np.argmin(finite))))
             yield training, metrics

@@ -22,8 +22,8 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, NoReturn
 
 from manual_backprop.errors import InputError
@@ -32,6 +32,7 @@ LOST = 75  # the exit code of a process that lost another: a failure that passes
 BEAT = 1.0  # seconds between two signs of life
 GRACE = 2.0  # seconds in which all processes that fail may fail alike
 HELLO, LEAVE = "manual_backprop", "leave"
+SILENCE = 5.0  # seconds
 TIMEOUT = 5.0  # seconds that it may take to send a line
 
 
@@ -96,7 +97,8 @@ def receive(address: tuple[str, int], count: int, mine: dict, wait: float) -> tu
     mine: what has to be alike in all; values are text, or dictionaries of text. Raises InputError, in the others too.
     """
     deadline, lines = time.monotonic() + wait, {}
-    with listening(*address) as server:
+    others = "1 other process" if count == 2 else f"{count - 1} other processes"
+    with listening(*address) as server, said_late(f"waiting for {others} at {written(address)}, up to {wait:g} s"):
         try:
             while len(lines) < count - 1:
                 server.settimeout(max(0.01, deadline - time.monotonic()))
@@ -131,11 +133,22 @@ def receive(address: tuple[str, int], count: int, mine: dict, wait: float) -> tu
 
 def arrive(address: tuple[str, int], index: int, mine: dict, wait: float) -> tuple[Line, int]:
     """Another process: its line to process 0, and the port that this tells. Raises InputError."""
+    with said_late(f"waiting for process 0 at {written(address)}, and for all others, up to {wait:g} s"):
+        line = _connected(address, wait)
+        line.send({HELLO: 1, "index": index, "of": mine})
+        answer = line.first(wait + TIMEOUT)
+    if "welcome" in answer:
+        return line, answer["welcome"]
+    line.close()
+    other = f"hosts: process 0 ended, or it is another program that listens at {written(address)}"
+    raise InputError(answer.get("refused", other))
+
+
+def _connected(address: tuple[str, int], wait: float) -> Line:
     deadline = time.monotonic() + wait
     while True:
         try:
-            line = Line(socket.create_connection(address, max(0.1, deadline - time.monotonic())))
-            break
+            return Line(socket.create_connection(address, max(0.1, deadline - time.monotonic())))
         except OSError as error:
             if time.monotonic() > deadline:
                 reason = error.strerror or str(error)
@@ -144,13 +157,18 @@ def arrive(address: tuple[str, int], index: int, mine: dict, wait: float) -> tup
                     "give its address"
                 ) from None
         time.sleep(0.2)
-    line.send({HELLO: 1, "index": index, "of": mine})
-    answer = line.first(wait + TIMEOUT)
-    if "welcome" in answer:
-        return line, answer["welcome"]
-    line.close()
-    other = f"hosts: process 0 ended, or it is another program that listens at {written(address)}"
-    raise InputError(answer.get("refused", other))
+
+
+@contextmanager
+def said_late(text: str) -> Iterator[None]:
+    """Says it, where the block takes longer than one would wait for it in silence."""
+    timer = threading.Timer(SILENCE, lambda: print(text, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _refuse(lines: dict[int, Line], why: str) -> None:

@@ -21,7 +21,7 @@ from manual_backprop.combinators import Objective, Tied
 from manual_backprop.combinators.ahead import GradientAhead, ahead
 from manual_backprop.combinators.micro_batches import MicroBatches, equal
 from manual_backprop.combinators.tied import get
-from manual_backprop.combinators.walk import leaves
+from manual_backprop.combinators.walk import children, leaves
 from manual_backprop.contract import Layer, want_layer
 from manual_backprop.errors import InputError, choose, want_count
 from manual_backprop.training.sharding import CUT_BATCH, of_batch, parts
@@ -60,7 +60,8 @@ class Pipeline(GradientAhead):
         if not callable(self.count):
             raise InputError(f"Pipeline: count is {self.count!r}; wants a function of a part of the batch")
         names = tuple(self.mesh.shape) if isinstance(self.mesh, Mesh) else (repr(self.mesh),)
-        if "stage" not in names or not set(names) <= {"stage", *CUT_BATCH}:
+        cut = {name for name in names if isinstance(self.mesh, Mesh) and self.mesh.shape[name] > 1}
+        if "stage" not in names or not cut <= {"stage", *CUT_BATCH}:
             raise InputError(
                 f"Pipeline: the mesh is of {', '.join(names)}; wants stage, and at most data and fsdp beside"
             )
@@ -69,6 +70,7 @@ class Pipeline(GradientAhead):
             raise InputError(
                 f"Pipeline: got {type(objective).__name__}; wants an Objective(model, cost), or a Tied one"
             )
+        _want_average(objective, self.count)
         repeat = Cut(objective).layers.stage
         if repeat.n % self.mesh.shape["stage"]:
             raise InputError(
@@ -129,6 +131,18 @@ class Pipeline(GradientAhead):
 
 
 OF_PARAMS = Three(PartitionSpec(), PartitionSpec("stage"), PartitionSpec())
+
+
+def _want_average(objective: Layer, count: Callable) -> None:
+    """Raises InputError for a cost that is not the average of those of the micro-batches."""
+    cost = objective
+    while children(cost):
+        cost = children(cost)[-1]
+    options = dict(cost.op.options) if hasattr(cost, "op") else {}
+    if options.get("reduction") == "sum":
+        raise InputError(f"Pipeline: {cost!r} is a sum over the examples; wants an average")
+    if options.get("ignored") is not None and count is equal:
+        raise InputError(f"Pipeline: {cost!r} ignores some labels; wants count: how many of a micro-batch it counts")
 
 
 def _untied(objective: Layer) -> Layer:

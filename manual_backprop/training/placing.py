@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -15,7 +17,7 @@ from manual_backprop.training import hosts
 from manual_backprop.training.config import Config
 from manual_backprop.training.loop import Step, Training, given
 from manual_backprop.training.pipeline import Pipeline
-from manual_backprop.training.sharding import of_batch, of_mirrors, of_params, on_mesh, parts, placed
+from manual_backprop.training.sharding import of_batch, of_mirrors, of_params, on_mesh, parts, placed, want_model
 from manual_backprop.training.stream import Source, Stream
 
 
@@ -32,6 +34,7 @@ def started(step: Step, data, mesh: Mesh, params: Any = None) -> Training:
 
 def arranged(objective: Layer, mesh: Mesh, config: Config) -> Layer:
     """The objective as a mesh computes it, with the same parameters and values."""
+    want_model(mesh, config.sequence)
     if "stage" in mesh.shape:
         micro_batches = config.stages.micro_batches or 2 * mesh.shape["stage"]
         return Pipeline(objective, mesh, micro_batches, config.stages.schedule)
@@ -61,6 +64,16 @@ def fed(data, draw: Callable, batch_size: int, mesh: Mesh) -> tuple[Any, Callabl
     return on_devices(data, mesh), lambda key, data, n: lax.with_sharding_constraint(draw(key, data, n), cut)
 
 
+def told(data) -> str:
+    """Which data these are: what a `Source` says of itself; of arrays their sha256."""
+    if isinstance(data, Source):
+        return data.told
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(data):
+        found.update(f"{leaf.dtype}{leaf.shape}".encode() + np.asarray(leaf).tobytes())
+    return f"sha256 {found.hexdigest()[:16]}"
+
+
 def on_devices(data, mesh: Mesh):
     """Arrays, whole on each device."""
     whole = NamedSharding(mesh, PartitionSpec())
@@ -69,9 +82,9 @@ def on_devices(data, mesh: Mesh):
     return hosts.spread(data, jax.tree.map(lambda _: whole, data))  # nothing is sent: every process has it
 
 
-def want_divided(batch_size: int, mesh: Mesh) -> None:
-    """Raises InputError for a batch that the mesh does not cut in equal parts."""
-    if batch_size % parts(mesh):
-        raise InputError(
-            f"--batch-size {batch_size}: the mesh cuts it in {parts(mesh)} parts; wants a multiple of that"
-        )
+def want_divided(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
+    """Raises InputError for a batch that is not cut in equal parts."""
+    n = parts(mesh) * accumulate
+    if batch_size % n:
+        by = "the mesh cuts" if accumulate == 1 else f"the mesh and --accumulate {accumulate} cut"
+        raise InputError(f"--batch-size {batch_size}: {by} it in {n} parts; wants a multiple of that")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -72,7 +72,7 @@ class Speed:
     limit: float | None = None
     steps: int = 0
     seconds: float = 0.0
-    last: tuple[int, float] | None = field(default=None)  # steps and seconds of the last chunk
+    last: tuple[int, float] | None = None  # steps and seconds of the last chunk
 
     def timed(self, chunks: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
         """The same chunks, (training, metrics), their time taken."""

@@ -15,6 +15,7 @@ import dataclasses
 import errno
 import math
 import os
+import secrets
 import shutil
 import sys
 import threading
@@ -30,7 +31,7 @@ from rich.console import Console
 from manual_backprop.errors import InputError
 from manual_backprop.training import hosts, writers
 from manual_backprop.training.checkpoints import Checkpoints, digest
-from manual_backprop.training.config import CONFIG, Config, changes, made, read
+from manual_backprop.training.config import CONFIG, Config, absolute, changes, made, read
 from manual_backprop.training.environment import differences, environment
 from manual_backprop.training.folder import (
     ENVIRONMENT,
@@ -58,10 +59,11 @@ OF_ONE_START = ("folder", "resume", "allow_change", "hosts")  # not in config.js
 class Run:
     """One that is open; `opened` makes it."""
 
-    def __init__(self, folder: Path, config: Config, stop: Stop, console: Console, speed: Speed):
+    def __init__(self, folder: Path, config: Config, stop: Stop, console: Console, speed: Speed, here: dict):
         self.folder, self.config, self.stop, self.speed = folder, config, stop, speed
         self.console = console if hosts.is_first() else Console(quiet=True)
-        self.checkpoints = Checkpoints(folder / "checkpoints", config.save.keep, self.warn, self.saved)
+        self.here = here  # what environment.json is to hold
+        self.checkpoints = Checkpoints(folder / "checkpoints", config.save.keep, self.warn, self.saved, here["run"])
         self.every = config.save.every or max(1, config.steps // 10)
         self.asked = 0  # the step of the last one
         self.rows: list[dict] = []
@@ -92,15 +94,16 @@ class Run:
         found = self.checkpoints.restore(training, saved_steps(self.folder))
         self.training = training if found is None else found
         self.asked = self.step
+        if self.step > self.config.steps:
+            raise InputError(f"--steps {self.config.steps}: the run is at step {self.step}; wants at least as many")
         if found is not None:
             self.event("restored", self.step)
             self.print(f"resumed at step {self.step} of {self.config.steps}")
-        if self.step > self.config.steps:
-            raise InputError(
-                f"--steps {self.config.steps}: the run is at step {self.step} already; wants at least that"
-            )
         if hosts.is_first():
-            self.rows = trimmed(self.folder / METRICS, self.step)
+            self.change()
+            if found is None and lines(self.folder / METRICS):
+                self.warn("there is no checkpoint yet: from the beginning")
+            self.rows = trimmed(self.folder / METRICS, self.step, self.warn)
             if (self.rows[-1]["step"] if self.rows else 0) != self.step:
                 self.warn(f"{METRICS} has no row of step {self.step}: rows before it are lost")
 
@@ -108,12 +111,12 @@ class Run:
         """`train`, to the last step, a signal, or a cost that is not finite; `finished` knows which."""
         self.writers = list(self.start_writers()) if hosts.is_first() else []
         self.update = self.open.enter_context(progress(self.console, self.config.steps))
-        self.stop.grace = GRACE
+        self.stop.grace = GRACE if jax.process_count() == 1 else 6 * GRACE  # several save together, or not at all
+        chunk = self.config.log.every or min(chunk, self.config.save.every or chunk)
         try:
-            run = train(step, self.training, data, self.config.steps, self.config.log.every or chunk)
-            for training, metrics in self.speed.timed(run):
+            for training, metrics in self.speed.timed(train(step, self.training, data, self.config.steps, chunk)):
                 yield training, metrics
-                if self.stopping:
+                if not self.complete:
                     return
         except NonFinite as error:
             self.failure = error
@@ -135,12 +138,13 @@ class Run:
             f"{name.replace('_', ' ')} {row[name]:.4f}" for name in ("cost", *more) if isinstance(row[name], float)
         ]
         self.update(self.step, "  ".join(filter(None, [*shown, self.speed.in_words()])))
-        if self.step == self.config.steps or self.stopping or self.due():
-            self.save()
         if self.stopping:
-            with self.saving:
-                self.checkpoints.wait()
-            self.stop.grace = math.inf  # the state is safe: what is left may take its time
+            self.stop.grace = math.inf  # the loop has come round: it may take the time that it needs
+        if self.step == self.config.steps or self.stopping or self.due():
+            try:
+                self.save()
+            except NonFinite as error:
+                self.failure = error
 
     def finished(self, results: dict[str, Any]) -> int:
         """Writes what is left, and gives the exit code. Raises the NonFinite that ended the run."""
@@ -153,16 +157,17 @@ class Run:
             self.event("stopped", self.step, by=str(self.stop))
         else:
             results = {"step": self.step, **results, "sha256": digest(self.training)}
-            if hosts.is_first():
+            if hosts.is_first() and (self.speed.last or not (self.folder / RESULT).exists()):
                 write_json(self.folder / RESULT, results)
             self.event("finished", self.step, sha256=results["sha256"])
         if hosts.is_first():
             write_report(self.folder)
         self.print(f"wrote   {self.folder}/")
+        hosts.barrier("finished")  # all end alike
         if self.failure:
             raise self.failure
         if self.stopping:
-            self.print(f"stopped by {self.stop} after step {self.step}; its files are finished")
+            self.print(f"stopped by {self.stop} after step {self.step}; {self.kept()}")
             self.print(f"go on   --resume {self.folder}")
             return self.stop.exit_code
         self.print(f"state   sha256 {results['sha256']}")
@@ -214,8 +219,37 @@ class Run:
             self.save()
             self.checkpoints.wait()
         self.event("stopped", self.step, by=str(self.stop))
-        self.print(f"stopped by {self.stop} in the middle of a chunk of steps; step {self.step} is saved")
+        when = "before the first step" if self.training is None else "before or between two rows"
+        self.print(f"stopped by {self.stop} {when}; {self.kept()}")
         self.print(f"go on   --resume {self.folder}")
+        hosts.fail(self.stop.exit_code, f"stopped by {self.stop}")
+
+    def kept(self) -> str:
+        """What can be gone on from."""
+        newest, failure = self.checkpoints.newest, self.checkpoints.failure
+        known = "nothing is saved yet" if newest is None else f"step {newest} is saved"
+        return f"{known}; the last checkpoint could not be written: {failure}" if failure else known
+
+    def change(self) -> None:
+        """Tells what is different from before, keeps it, and writes config.json and environment.json."""
+        own, before = read(self.folder / CONFIG), read(self.folder / ENVIRONMENT)
+        if different := differences(before, self.here):
+            self.warn(f"the same bits want the same packages, device and topology: {'; '.join(different)}")
+        if different := changes(made(type(self.config), own, str(self.folder / CONFIG)), self.config):
+            (kept := self.folder / f"before-{len(list(self.folder.glob('before-*'))) + 1}").mkdir()
+            for name in (CONFIG, METRICS, RESULT):
+                if (self.folder / name).exists():
+                    shutil.copy2(self.folder / name, kept)
+            self.warn(f"the configuration is another: {'; '.join(different)}; the old one is in {kept}")
+        if self.step < self.config.steps:
+            (self.folder / RESULT).unlink(missing_ok=True)  # of an end that is none any more; it is made again
+        self.describe()
+
+    def describe(self) -> None:
+        """config.json is the last: it makes a folder a run's."""
+        config = dataclasses.asdict(self.config)
+        write_json(self.folder / ENVIRONMENT, self.here)
+        write_json(self.folder / CONFIG, absolute({k: v for k, v in config.items() if k not in OF_ONE_START}))
 
     def start_writers(self) -> Iterator[Callable[[dict], None]]:
         log = self.config.log
@@ -241,38 +275,24 @@ def opened(
 
     speed: what its steps have, and how many of it.  data: what they read, in a few words; another is a warning.
     """
-    here = environment(experiment, mesh, data)
-    path = Path(hosts.from_first(lambda: str(folder or new_folder(experiment, config.folder))))
+    make = lambda: str(folder or new_folder(experiment, config.folder, config.resume != "never"))
+    path = Path(hosts.from_first(make))
     with ExitStack() as held:
         if hosts.is_first():
             held.enter_context(locked(path))
-        run = Run(path, config, stop, console, speed)
+        own = lambda: read(path / ENVIRONMENT).get("run", "") if folder else secrets.token_hex(8)
+        here = environment(experiment, config, mesh, data) | {"run": hosts.from_first(own)}
+        run = Run(path, config, stop, console, speed, here)
         if hosts.is_first():
-            _describe(run, folder is not None, here)
-        stop.rescue = run.rescue
-        held.callback(setattr, stop, "rescue", None)
-        held.callback(run.checkpoints.close)
+            if not folder:
+                run.describe()
+            (path / METRICS).touch()
+        run.event("resumed" if folder else "started", 0, processes=here["processes"], pid=os.getpid())
         held.callback(run.open.close)
+        held.callback(run.checkpoints.close)
+        held.callback(setattr, stop, "rescue", None)  # the first to be called
+        stop.rescue = run.rescue
         yield run
-
-
-def _describe(run: Run, goes_on: bool, here: dict) -> None:
-    """Writes config.json and environment.json; what is different from before is kept, and told."""
-    if goes_on:
-        if different := differences(read(run.folder / ENVIRONMENT), here):
-            run.warn(f"the same bits want the same packages, device and topology: {'; '.join(different)}")
-        own = made(type(run.config), read(run.folder / CONFIG), str(run.folder / CONFIG))
-        if different := changes(own, run.config):
-            (kept := run.folder / f"before-{len(list(run.folder.glob('before-*'))) + 1}").mkdir()
-            for name in (CONFIG, METRICS, RESULT):
-                if (run.folder / name).exists():
-                    shutil.copy2(run.folder / name, kept)
-            run.warn(f"the configuration is another: {'; '.join(different)}; the old one is in {kept}")
-    described = {name: value for name, value in dataclasses.asdict(run.config).items() if name not in OF_ONE_START}
-    (run.folder / METRICS).touch()
-    write_json(run.folder / CONFIG, described)
-    write_json(run.folder / ENVIRONMENT, here)
-    run.event("resumed" if goes_on else "started", 0, processes=here["processes"], pid=os.getpid())
 
 
 def saved_steps(folder: Path) -> list[int]:
@@ -289,14 +309,14 @@ def saved_steps(folder: Path) -> list[int]:
 def summary(metrics: Metrics) -> dict[str, Any]:
     """Means over the steps of a chunk that were not left out; None where all were."""
     kept = ~metrics.skipped
-    mean = lambda values: values[kept].mean(0).tolist() if kept.any() else None
+    mean = lambda values: None if values is None or not kept.any() else values[kept].mean(0).tolist()
     row = {"cost": mean(metrics.cost), "gradient_norm": mean(metrics.gradient_norm), "skipped": int((~kept).sum())}
     return row | ({"layer_norms": jax.tree.map(mean, metrics.more)} if metrics.more else {})
 
 
 def main(experiment: Callable[[Stop], int | None]) -> None:
     """Runs and exits: 2 and one line for a user's mistake, 1 for a cost that is not finite, 130 for Ctrl-C, 143 for
-    SIGTERM."""
+    SIGTERM, 141 where nobody reads any more, `hosts.LOST` where another process was lost."""
     with stopping() as stop:
         code, why = 0, ""
         try:
@@ -309,9 +329,9 @@ def main(experiment: Callable[[Stop], int | None]) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; so do we, in silence
             code = 141
         except OSError as error:
-            if error.errno not in DISK:
+            if not error.filename and error.errno not in DISK:
                 raise
-            code, why = 2, f"error: {error.filename or 'a file'} cannot be written: {error.strerror}"
+            code, why = 2, f"error: {error.filename or 'a file'}: {error.strerror}"
         if why:
             print(why, file=sys.stderr)
         if code:

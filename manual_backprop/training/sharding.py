@@ -227,7 +227,7 @@ def on_mesh(objective: Layer, mesh: Mesh, sequence: bool = False) -> Layer:
 def want_model(mesh: Mesh, sequence: bool) -> None:
     """Raises InputError where positions are to be cut and there is nothing to cut them along."""
     if sequence and mesh.shape.get("model", 1) == 1:
-        raise InputError(f"sequence cuts positions along model, the mesh has {dict(mesh.shape)}; wants an axis model")
+        raise InputError(f"--sequence cuts positions along model, the mesh has {dict(mesh.shape)}; wants an axis model")
 
 
 def _own_slices(layer: Layer, mesh: Mesh) -> Layer:
@@ -261,6 +261,9 @@ class _Placed(Layer):
     mesh: Mesh
     place: _Place
     sequence: bool
+
+    def __repr__(self) -> str:
+        return repr(self.layer)
 
     def init(self, key, x):
         return self.layer.init(key, x)

@@ -62,14 +62,15 @@ def stopping() -> Iterator[Stop]:
 
 
 def _watch(stop: Stop, read: socket.socket) -> None:
-    asked = None
+    asked, ending = None, None
     while True:
-        endless = asked is None or stop.grace == math.inf
+        endless = asked is None or ending or stop.grace == math.inf
         left = None if endless else max(0.0, asked + stop.grace - time.monotonic())
         if not select.select([read], [], [], left)[0]:
-            if time.monotonic() < asked + stop.grace:  # it was given more time meanwhile
-                continue
-            _end(stop)
+            if time.monotonic() >= asked + stop.grace:  # else it was given more time meanwhile
+                ending = threading.Thread(target=_end, args=(stop,), daemon=True)
+                ending.start()  # while this one goes on listening, for a second Ctrl-C
+            continue
         numbers = read.recv(64)
         if not numbers:  # the block has ended
             return
@@ -88,5 +89,7 @@ def _end(stop: Stop) -> None:
             print("interrupted" if stop.signal == signal.SIGINT else f"ended by {stop}", file=sys.stderr)
         with suppress(OSError, ValueError):
             sys.stdout.flush()
+    except Exception as error:
+        print(f"stopped by {stop}: {error}", file=sys.stderr)
     finally:
         os._exit(stop.exit_code)
