@@ -42,7 +42,7 @@ class Config:
     """Of the weights and the examples."""
 
 
-def main() -> int:
+def main(_: run.Stop) -> int:
     config = from_words(Config, Config(), sys.argv[1:])
     choose("activation", config.activation, mb.ops.ACTIVATIONS)
     if len(config.sizes) < 2 or min(config.sizes) < 1:
@@ -101,4 +101,4 @@ def nudges(objective, params, state, batch, explanation: Explanation, epsilon: f
 
 
 if __name__ == "__main__":
-    run.main(lambda stop: main())
+    run.main(main)

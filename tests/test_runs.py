@@ -62,7 +62,7 @@ def test_the_newest_is_last(tmp_path):
         (["started", "speed", "stopped"], "stopped"),
         (["started", "stopped", "resumed", "restored"], "unfinished"),
         (["started", "resumed", "finished"], "finished"),
-        (["started", "failed"], "stopped"),
+        (["started", "failed"], "failed"),
     ],
 )
 def test_the_state_is_that_of_the_last_process(tmp_path, events, state):

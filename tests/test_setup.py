@@ -99,8 +99,15 @@ def is_one_line(code, out, err, *parts):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ([], ["no job is named", "benchmark, judges, mutants, nightly, show, table, test"]),
-        (["shwo"], ["no job 'shwo'", "did you mean 'show'?", "benchmark, judges, mutants, nightly, show, table, test"]),
+        ([], ["no job is named", "benchmark, bubble, judges, mutants, nightly, overhead, show, storm, table, test"]),
+        (
+            ["shwo"],
+            [
+                "no job 'shwo'",
+                "did you mean 'show'?",
+                "benchmark, bubble, judges, mutants, nightly, overhead, show, storm, table, test",
+            ],
+        ),
         (["qqq"], ["no job 'qqq': the jobs are"]),
         (["--gpu", "show"], ["unknown option '--gpu'"]),
         (["--accelerator", "gpu", "show"], ["got 'gpu'", "cpu, cuda12, cuda13, tpu"]),
@@ -115,7 +122,10 @@ def test_a_wrong_command_line_is_one_clear_line(checkout, arguments, parts):
 
 def test_help_names_the_jobs(checkout):
     code, out, err = checkout.run("--help")
-    assert (code, err) == (0, "") and "The jobs are: benchmark, judges, mutants, nightly, show, table, test." in out
+    assert (code, err) == (
+        0,
+        "",
+    ) and "The jobs are: benchmark, bubble, judges, mutants, nightly, overhead, show, storm, table, test." in out
 
 
 @pytest.mark.parametrize("script", ["run.py", "lock.py"])
