@@ -10,6 +10,7 @@ from manual_backprop.combinators import (
     MicroBatches,
     Objective,
     Parallel,
+    Penalised,
     Precision,
     Recompute,
     Repeat,
@@ -17,6 +18,7 @@ from manual_backprop.combinators import (
     Reversible,
     Serial,
     Tied,
+    Truncated,
 )
 from manual_backprop.contract import Layer, Op, Stateless, op, value_and_grad
 from manual_backprop.errors import InputError
@@ -31,6 +33,7 @@ __all__ = [
     "Objective",
     "Op",
     "Parallel",
+    "Penalised",
     "Precision",
     "Recompute",
     "Repeat",
@@ -39,6 +42,7 @@ __all__ = [
     "Serial",
     "Stateless",
     "Tied",
+    "Truncated",
     "combinators",
     "inspection",
     "layers",

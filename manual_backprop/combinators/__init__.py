@@ -6,6 +6,7 @@
 from manual_backprop.combinators.loss_scale import LossScale
 from manual_backprop.combinators.micro_batches import MicroBatches
 from manual_backprop.combinators.objective import Objective
+from manual_backprop.combinators.penalised import Penalised
 from manual_backprop.combinators.precision import Precision
 from manual_backprop.combinators.recompute import Recompute
 from manual_backprop.combinators.repeat import Repeat
@@ -14,12 +15,14 @@ from manual_backprop.combinators.reversible import Reversible
 from manual_backprop.combinators.several import Parallel, Serial
 from manual_backprop.combinators.split import settled, split
 from manual_backprop.combinators.tied import Tied
+from manual_backprop.combinators.truncated import Truncated
 
 __all__ = [
     "LossScale",
     "MicroBatches",
     "Objective",
     "Parallel",
+    "Penalised",
     "Precision",
     "Recompute",
     "Repeat",
@@ -27,6 +30,7 @@ __all__ = [
     "Reversible",
     "Serial",
     "Tied",
+    "Truncated",
     "settled",
     "split",
 ]

@@ -13,9 +13,9 @@ from manual_backprop.layers.linear import (
     LowRankDense,
     PositionalEmbedding,
 )
-from manual_backprop.layers.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
-from manual_backprop.layers.routing import Dropout, StochasticDepth
-from manual_backprop.layers.sequence import GRU, LSTM, RNN
+from manual_backprop.layers.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, LayerScale, RMSNorm
+from manual_backprop.layers.routing import Dropout, GaussianSample, StochasticDepth
+from manual_backprop.layers.sequence import GRU, LSTM, RNN, LastStep, LinearRecurrentUnit
 
 __all__ = [
     "GRU",
@@ -29,11 +29,15 @@ __all__ = [
     "Dense",
     "Dropout",
     "Embedding",
+    "GaussianSample",
     "GroupNorm",
     "Identity",
     "InstanceNorm",
+    "LastStep",
     "LayerNorm",
+    "LayerScale",
     "LinearCrossEntropy",
+    "LinearRecurrentUnit",
     "LowRankDense",
     "OpLayer",
     "PReLU",

@@ -1,4 +1,4 @@
-"""Normalising layers. Scales start at one, biases at zero, both in x's dtype."""
+"""Normalising layers, and one that only scales. Scales start at one, biases at zero, both in x's dtype."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from manual_backprop import ops
-from manual_backprop.contract import Op
+from manual_backprop.contract import Op, Stateless
 from manual_backprop.errors import InputError, want_count
-from manual_backprop.layers.base import OpLayer, ones, vectors, zeros
+from manual_backprop.layers.base import Initializer, OpLayer, ones, vectors, zeros
 from manual_backprop.ops.arrays import wide_dtype
+from manual_backprop.ops.shape.arithmetic import Factors
 from manual_backprop.options import want_type
 
 
@@ -133,3 +134,25 @@ class BatchNorm(OpLayer):
             for name, old in state.items()
         }
         return y, new, residuals
+
+
+@dataclass(frozen=True, repr=False)
+class LayerScale(Stateless):
+    """y = scale · x: x [..., channels], scale [channels]: how much of a branch is added. The op: `ops.multiply`.
+
+    A small scale at the start lets deep networks begin as the identity.  (Touvron 2021, arXiv:2103.17239.)
+    """
+
+    scale_init: Initializer = ones
+
+    def parameters(self, key, x):
+        shape, dtype = vectors("LayerScale", x)
+        return {"scale": self.scale_init(key, shape[-1:], dtype)}
+
+    def run(self, params, x):
+        y, _ = ops.multiply().forward(x, params["scale"])
+        return y, x
+
+    def backward(self, params, x, dy):
+        dx, dscale = ops.multiply().backward(Factors((x, params["scale"])), dy)
+        return {"scale": dscale}, dx

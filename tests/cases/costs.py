@@ -81,6 +81,10 @@ def mean(costs):
     return lambda *args: jnp.mean(costs(*args))
 
 
+def summed(costs):
+    return lambda *args: jnp.sum(costs(*args))
+
+
 def weighted_mean(costs):
     """By the last argument."""
     return lambda *args: jnp.average(costs(*args[:-1]), weights=args[-1].astype(args[0].dtype))
@@ -157,6 +161,10 @@ def logarithms(draw: Draw) -> Draw:
     return lambda rng: tuple(np.log(np.abs(x) + 0.1) for x in draw(rng))
 
 
+def gaussian_kl(mean, log_variance):
+    return 0.5 * jnp.sum(jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance, -1)
+
+
 def cosine(u, v):
     return optax.losses.cosine_similarity(u, v, epsilon=1e-16)
 
@@ -204,6 +212,9 @@ OPS = [
     Case("kl_divergence", mb.ops.kl_divergence(), mean(optax.losses.kl_divergence), shares(7, 5), shares(2048, 512)),
     Case("kl_divergence, weights", mb.ops.kl_divergence(weights=True), weighted_mean(optax.losses.kl_divergence), weighted(shares(2, 7, 5), (2, 7))),
     Case("kl_divergence, log target", mb.ops.kl_divergence(log_target=True, reduction="none"), optax.losses.kl_divergence_with_log_targets, logarithms(normal((7, 5), (7, 5)))),
+    Case("gaussian_kl", mb.ops.gaussian_kl(), mean(gaussian_kl), normal((7, 5), (7, 5)), normal((4096, 512), (4096, 512))),
+    Case("gaussian_kl, sum, two leading axes", mb.ops.gaussian_kl(reduction="sum"), summed(gaussian_kl), normal((2, 7, 5), (2, 7, 5))),
+    Case("gaussian_kl, weights", mb.ops.gaussian_kl(weights=True), weighted_mean(gaussian_kl), weighted(normal((7, 5), (7, 5)), (7,))),
     Case("cosine_similarity", mb.ops.cosine_similarity(), cosine, normal((7, 5), (7, 5)), normal((4096, 512), (4096, 512))),
     Case("cosine_similarity, broadcast", mb.ops.cosine_similarity(axis=-2), lambda u, v: optax.losses.cosine_similarity(u, v, axis=-2), normal((5, 3), (2, 5, 1))),
     Case("info_nce", mb.ops.info_nce(temperature=0.2), mean(contrast), normal((7, 5), (7, 5)), normal((512, 128), (512, 128))),
@@ -360,6 +371,9 @@ EXTREMES: list[Case] = [
     Case("mean_squared_error, masked NaN", mb.ops.mean_squared_error(weights=True), counted(lambda a, t: jnp.square(a - t)), shares_with_nan),
     Case("kl_divergence, masked NaN", mb.ops.kl_divergence(weights=True), counted(safe_divergence), targets_with_nan),
     Case("kl_divergence, an excluded outcome that has no say", second_alone(mb.ops.kl_divergence(reduction="none")), of_second(safe_divergence), exactly(np.log([[0.5, 0.5], [0.2, 0.8]]), np.array([[0.0, 1.0], [0.3, 0.7]]))),
+    Case("gaussian_kl, masked NaN", mb.ops.gaussian_kl(weights=True), counted(gaussian_kl), targets_with_nan),
+    Case("gaussian_kl, far and narrow", mb.ops.gaussian_kl(), mean(gaussian_kl), exactly(LARGE / 100, np.minimum(LARGE, 20))),
+    Case("gaussian_kl, almost the standard one", mb.ops.gaussian_kl(), mean(gaussian_kl), exactly(LARGE / 1e7, LARGE[::-1] / 1e8)),
     Case("kl_divergence, small shares", mb.ops.kl_divergence(), mean(optax.losses.kl_divergence), exactly(-np.abs(LARGE), SIGNS + 1e-4)),
     Case("kl_divergence, excluded outcomes", mb.ops.kl_divergence(log_target=True), possible_divergence, excluded),
     Case("cosine_similarity, nothing and large", mb.ops.cosine_similarity(), cosine, exactly(np.concatenate([LARGE, np.zeros((1, 3))]), np.ones((5, 3)))),
@@ -383,15 +397,12 @@ EXTREMES: list[Case] = [
 ]  # fmt: skip
 
 
-def summed(costs):
-    return lambda *args: jnp.sum(costs(*args))
-
-
 # No examples: cotangents of the right shapes, zeros where a sum has no terms.
 EMPTY: list[Case] = [
     Case("squared_error, none of none", mb.ops.squared_error(reduction="none"), squares, normal((0, 5), (0, 5))),
     Case("huber, none", mb.ops.huber(reduction="sum"), summed(optax.huber_loss), normal((0, 5), (0, 5))),
     Case("kl_divergence, none", mb.ops.kl_divergence(reduction="sum"), summed(optax.losses.kl_divergence), shares(0, 5)),
+    Case("gaussian_kl, none", mb.ops.gaussian_kl(reduction="sum"), summed(gaussian_kl), normal((0, 5), (0, 5))),
     Case("cosine_similarity, none", mb.ops.cosine_similarity(), cosine, normal((0, 5), (0, 5))),
     Case("info_nce, none", mb.ops.info_nce(temperature=0.2, reduction="sum"), summed(contrast), normal((0, 7, 5), (0, 7, 5))),
     Case("softmax_cross_entropy, none of none", mb.ops.softmax_cross_entropy(reduction="sum"), summed(integer_costs), labels(5, 0)),
@@ -426,6 +437,7 @@ def drawn(draw) -> Case:
         entries("huber", lambda a, t: optax.huber_loss(a, t, delta=0.5), delta=0.5),
         entries("binary_cross_entropy", binary_costs),
         entries("kl_divergence", optax.losses.kl_divergence),
+        Case("gaussian_kl", mb.ops.gaussian_kl(reduction=reduction), reduced(gaussian_kl), normal((*shape, 5), (*shape, 5))),
         Case("cosine_similarity", mb.ops.cosine_similarity(), cosine, normal((*shape, 5), (*shape, 5))),
         Case("info_nce", mb.ops.info_nce(temperature=0.2, reduction=reduction), reduced(contrast), normal((*shape, classes, 5), (*shape, classes, 5))),
     ]  # fmt: skip
@@ -447,6 +459,10 @@ MISTAKES: dict = {
     "a positive weight that does not fit": (lambda: mb.ops.binary_cross_entropy(positive_weight=True)(Z, ROWS, np.ones(7, np.float32)), "binary_cross_entropy: positive_weight has shape (7,), logits (7, 3); it must broadcast to them"),
     "shares of another shape": (lambda: mb.ops.kl_divergence()(Z, ROWS[0]), "kl_divergence: target has shape (3,); wants (7, 3), as log_prediction"),
     "a scalar distribution": (lambda: mb.ops.kl_divergence()(Z[0, 0], ROWS[0, 0]), "kl_divergence: log_prediction has shape (); wants [..., outcomes]"),
+    "a log variance of another shape than the mean's": (lambda: mb.ops.gaussian_kl()(Z, ROWS[0]), "gaussian_kl: log_variance has shape (3,); wants (7, 3), as mean"),
+    "a scalar Gaussian": (lambda: mb.ops.gaussian_kl()(Z[0, 0], ROWS[0, 0]), "gaussian_kl: mean has shape (); wants [..., entries]"),
+    "no Gaussians": (lambda: mb.ops.gaussian_kl()(Z[:0], ROWS[:0]), "gaussian_kl: the batch is empty, shape (0, 3)"),
+    "an integer log variance": (lambda: mb.ops.gaussian_kl()(Z, Z.astype(int)), "gaussian_kl: log_variance is int32; wants floating point"),
     "no eps": (lambda: mb.ops.cosine_similarity(eps=0.0), "cosine_similarity: eps is 0.0; wants a number above 0"),
     "vectors that do not broadcast": (lambda: mb.ops.cosine_similarity()(Z, H), "cosine_similarity: u has shape (7, 3), v (7, 5); wants shapes that broadcast"),
     "an axis that is not there": (lambda: mb.ops.cosine_similarity(axis=2)(Z, Z), "cosine_similarity: axis 2 is out of range"),

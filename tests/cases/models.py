@@ -9,13 +9,33 @@ import jax.numpy as jnp
 import numpy as np
 
 import manual_backprop as mb
-from cases.case import layer_case, normal
+from cases.case import Case, drawn, key_from, layer_case, normal
 from cases.costs import integer_cross_entropy
 from cases.linear import affine
 from cases.norms import flax_layer_norm
-from manual_backprop.layers import Apply, Dense, Embedding, Identity, LayerNorm, LinearCrossEntropy
+from cases.sequence import flax_rnn
+from manual_backprop.layers import LSTM, Apply, Dense, Embedding, Identity, LayerNorm, LinearCrossEntropy
+from manual_backprop.models.autoencoder import autoencoder, negative_bound, variational_autoencoder
+from manual_backprop.models.convnet import ConvNeXt, ResNet, convnext, resnet, vgg
 from manual_backprop.models.gpt import Size, gpt
-from peers import flax_gpt
+from peers import flax_autoencoder, flax_convnet, flax_gpt, flax_recurrent
+
+
+def truncated(params, x):
+    """An LSTM in parts of 5 steps; what goes from part to part has no gradient."""
+    state, hs = (jnp.zeros((len(x), 3), x.dtype),) * 2, []
+    for part in jnp.split(x, x.shape[1] // 5, 1):
+        h, state = flax_rnn("lstm", axis=1)(part, *state, *(params[name] for name in ("wx", "wh", "b")))
+        state = jax.lax.stop_gradient(state)
+        hs.append(h)
+    return jnp.concatenate(hs, 1)
+
+
+def recurrent(cell: str, **options) -> tuple[mb.Layer, Callable]:
+    """Our model, and flax's as a function."""
+    peer = flax_recurrent.Recurrent(cell, 3, 2, **options)
+    reference = lambda p, x: peer.apply(flax_recurrent.to_flax(peer, p), x)
+    return mb.models.recurrent(cell, 3, 2, **options), reference
 
 
 def norm_dense_gelu(params, x):
@@ -65,6 +85,53 @@ def embedded(params, ids):
     return mlp(jnp.tanh)(perceptron, residual_blocks(blocks, table["table"][ids]))
 
 
+AUTOENCODER = autoencoder(5, (7, 3), 2, mb.ops.tanh())
+VARIATIONAL = variational_autoencoder(5, (7, 3), 2, mb.ops.tanh())
+BOUND = mb.Objective(VARIATIONAL, negative_bound(0.7))
+
+
+def of_autoencoder(params, x):
+    return flax_autoencoder.Autoencoder(5, (7, 3), 2, jnp.tanh).apply(flax_autoencoder.to_flax(AUTOENCODER, params), x)
+
+
+def bound(params, state, batch, key):
+    model = flax_autoencoder.VariationalAutoencoder(5, (7, 3), 2, jnp.tanh)
+    variables = flax_autoencoder.to_flax(VARIATIONAL, params[0])
+    x, target = batch
+    return flax_autoencoder.negative_bound(model, 0.7)(variables, x, flax_autoencoder.noise_key(key), target)
+
+
+def pictures(rng):
+    return rng.uniform(0.1, 0.9, (11, 5)), rng.uniform(0.1, 0.9, (11, 5))
+
+
+def trained(model, to_flax: Callable) -> Callable:
+    """The flax model with the statistics of the batch."""
+    return lambda params, x: model.apply(to_flax(params), x, True, mutable=["batch_stats"])[0]
+
+
+BASIC, BOTTLENECK, CONVNEXT = ResNet("basic", (2,), 2), ResNet("bottleneck", (1,), 2), ConvNeXt((2,), (3,))
+CONVNETS = {
+    "vgg": (
+        vgg(3, widths=(2,), depth=1),
+        flax_convnet.VGG((2,), 1, 3),
+        lambda params: flax_convnet.vgg_to_flax((2,), 1, params),
+    ),
+    **{
+        f"resnet, {size.block}": (
+            resnet(size, 3, stem="small"),
+            flax_convnet.FlaxResNet(size, 3, "small"),
+            lambda params, size=size: flax_convnet.resnet_to_flax(size, params),
+        )
+        for size in (BASIC, BOTTLENECK)
+    },
+    "convnext": (
+        convnext(CONVNEXT, 3, patch=1),
+        flax_convnet.FlaxConvNeXt(CONVNEXT, 3, 1),
+        lambda params: flax_convnet.convnext_to_flax(CONVNEXT, params),
+    ),
+}
+
 LAYERS = [
     layer_case("Identity", Identity(), lambda params, x: x, normal((7, 5))),
     layer_case("Apply", Apply(mb.ops.silu()), lambda params, x: jax.nn.silu(x), normal((7, 5))),
@@ -108,6 +175,7 @@ LAYERS = [
         lambda p, batch: integer_cross_entropy(p[0]["table"][batch[0]], batch[1]),
         lambda rng: (rng.integers(0, 5, 6).astype(np.int32), rng.integers(0, 3, 6).astype(np.int32)),
     ),
+    layer_case("Truncated", mb.Truncated(LSTM(3, carried=True), 5), truncated, normal((2, 10, 7))),
     layer_case(
         "Tied, an embedding",
         mb.Tied(
@@ -117,6 +185,20 @@ LAYERS = [
         ),
         lambda p, batch: integer_cross_entropy(jnp.tanh(p[0][0]["table"][batch[0]]) @ p[0][0]["table"].T, batch[1]),
         lambda rng: (rng.integers(0, 7, 6).astype(np.int32), rng.integers(0, 7, 6).astype(np.int32)),
+    ),
+    layer_case(
+        "Penalised",
+        mb.Penalised(
+            LinearCrossEntropy(3), mb.Serial(Dense(2), Apply(mb.ops.squared_relu()), Apply(mb.ops.mean())), 0.3
+        ),
+        lambda p, x: (
+            integer_cross_entropy(x[0][0] @ p[0]["weight"].T, x[1])
+            + 0.3 * jnp.mean(jax.nn.relu(affine(p[1][0], x[0][1])) ** 2)
+        ),
+        lambda rng: (
+            (rng.standard_normal((7, 5)), rng.standard_normal((7, 2))),
+            rng.integers(0, 3, 7).astype(np.int32),
+        ),
     ),
     layer_case(
         "Objective",
@@ -142,6 +224,16 @@ MODELS = [
             lambda rng: tuple(rng.integers(0, 7, (2, 3)).astype(np.int32) for _ in range(2)),
         )
         for size in (Size(7, 5, 2, 4, 2), Size(7, 5, 2, 8, 2, 1, 5, architecture="modern"))
+    ),
+    layer_case("autoencoder", AUTOENCODER, of_autoencoder, normal((11, 5))),
+    Case("autoencoder, variational", BOUND, bound, lambda rng: (*drawn(BOUND, pictures)(rng), key_from(rng))),
+    layer_case("recurrent, lstm", *recurrent("lstm", depth=3), normal((2, 7, 5))),
+    layer_case("recurrent, gru", *recurrent("gru", last=True), normal((2, 7, 5))),
+    layer_case("recurrent, rnn", *recurrent("rnn", depth=2, vocabulary=11), lambda rng: (rng.integers(0, 11, (2, 7)),)),
+    layer_case("recurrent, state_space", *recurrent("state_space", depth=2, last=True), normal((2, 7, 5))),
+    *(
+        layer_case(f"convnet, {name}", model, trained(flax, to_flax), normal((5, 3, 2, 2)))
+        for name, (model, flax, to_flax) in CONVNETS.items()
     ),
     layer_case("chain", mb.models.chain(), mlp(jax.nn.sigmoid, jax.nn.sigmoid), normal((7, 1))),
 ]

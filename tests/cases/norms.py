@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import manual_backprop as mb
 from cases.case import Case, Draw, exactly, layer_case, normal
-from manual_backprop.layers import Apply, BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
+from manual_backprop.layers import Apply, BatchNorm, GroupNorm, InstanceNorm, LayerNorm, LayerScale, RMSNorm
 
 # ── references: flax, with the statistics in two passes where it has the choice ──────────────────────────────────────
 
@@ -254,6 +254,7 @@ LAYERS: list[Case] = [
     layer_case(
         "InstanceNorm", InstanceNorm(), lambda p, x: flax_instance_norm()(x, p["scale"], p["bias"]), normal((2, 7, 3))
     ),
+    layer_case("LayerScale", LayerScale(), lambda p, x: x * p["scale"], normal((7, 3, 5))),
     layer_case("BatchNorm", BatchNorm(), lambda p, x: flax_batch_norm()(x, p["scale"], p["bias"]), normal((7, 5))),
     layer_case(
         "BatchNorm, Repeat of Residual of Serial",

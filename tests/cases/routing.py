@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import manual_backprop as mb
 from cases.case import Case, Draw, exactly, key_from, normal
-from manual_backprop.layers import Dense, Dropout, StochasticDepth
+from manual_backprop.layers import Dense, Dropout, GaussianSample, StochasticDepth
 
 # Ops whose dx is, on purpose, not the derivative of their y: central differences say nothing about them.
 BY_DECREE = {"straight_through_round", "stop_gradient", "reverse_gradient"}
@@ -75,6 +75,16 @@ def dropped(keep: float, *shared: int):
     return reference
 
 
+def gaussian(rng):
+    """A mean, the logarithm of a variance, and a key."""
+    return (*normal((7, 5), (7, 5))(rng), key_from(rng))
+
+
+def sampled(mean, log_variance, key):
+    """The noise in float32 also where the mean is in float64: it is to be the same."""
+    return mean + jnp.sqrt(jnp.exp(log_variance)) * jax.random.normal(key, mean.shape, jnp.float32)
+
+
 def quantised(step: float, low: float = -np.inf, high: float = np.inf):
     def reference(x):
         inside = jnp.clip(x, low, high)
@@ -108,6 +118,8 @@ OPS = [
     Case("dropout, whole channels", mb.ops.dropout(keep_probability=0.5, broadcast_axes=(1, -2)), dropped(0.5, 1, 2), with_old_key(7, 2, 3, 5)),
     Case("dropout, all kept", mb.ops.dropout(keep_probability=1), lambda x, key: x, with_key(7, 5)),
     Case("stochastic_depth", mb.ops.stochastic_depth(keep_probability=0.6), dropped(0.6, 1, 2), with_key(11, 3, 5), with_key(64, 128, 256)),
+    Case("gaussian_sample", mb.ops.gaussian_sample(), sampled, gaussian, lambda rng: (*normal((2048, 512), (2048, 512))(rng), key_from(rng))),
+    Case("gaussian_sample, one number", mb.ops.gaussian_sample(), sampled, lambda rng: (*normal((), ())(rng), key_from(rng))),
     Case("straight_through_round", mb.ops.straight_through_round(step=0.25, low=-1, high=0.75), quantised(0.25, -1, 0.75), normal((7, 5)), normal((2048, 1024))),
     Case("straight_through_round, no ends", mb.ops.straight_through_round(), quantised(1), normal((7, 5))),
     Case("straight_through_round, all pass", mb.ops.straight_through_round(step=0.5, low=-1, high=1, clip_gradient=False), pinned, normal((7, 5))),
@@ -126,6 +138,12 @@ def layer_with_key(name: str, layer: mb.Layer, reference, *shape: int) -> Case:
 LAYERS: list[Case] = [
     layer_with_key("Dropout", Dropout(0.7), dropped(0.7), 7, 5),
     layer_with_key("StochasticDepth", StochasticDepth(0.6), dropped(0.6, 1), 11, 5),
+    Case(
+        "GaussianSample",
+        GaussianSample(),
+        lambda params, state, x, key: sampled(*x, key),
+        lambda rng: ({}, (), normal((7, 5), (7, 5))(rng), key_from(rng)),
+    ),
 ]
 
 # Judged in every precision: finite where the truth is, and right.
@@ -140,6 +158,7 @@ EXTREMES: list[Case] = [
     Case("scatter_add, large numbers", mb.ops.scatter_add(axis=1), lambda x, i, u: added(x, np.s_[:, i], u), exactly(FAR, np.int32([0, 0]), FAR[:, :2])),
     Case("scatter, infinite where it is overwritten", mb.ops.scatter(), written, exactly(np.float32([np.inf, 1, 2]), np.int32([0, 0]), np.float32([np.inf, 3]))),
     Case("dropout, large numbers", mb.ops.dropout(keep_probability=0.5), dropped(0.5), lambda rng: (FAR, key_from(rng))),
+    Case("gaussian_sample, far and almost sure", mb.ops.gaussian_sample(), sampled, lambda rng: (FAR, np.float32([[-40, -40, -200, 20, 1e-30]] * 3), key_from(rng))),
     Case("straight_through_round, far outside", mb.ops.straight_through_round(low=-1, high=1), quantised(1, -1, 1), exactly(FAR[:2])),
 ]  # fmt: skip
 
@@ -152,6 +171,7 @@ EMPTY: list[Case] = [
     Case("scatter, no columns", mb.ops.scatter(), written, indexed((7, 0), (3,), 0, (3, 0))),
     Case("dropout, no examples", mb.ops.dropout(keep_probability=0.5), dropped(0.5), with_key(0, 5)),
     Case("stochastic_depth, no examples", mb.ops.stochastic_depth(keep_probability=0.5), dropped(0.5, 1), with_key(0, 5)),
+    Case("gaussian_sample, no examples", mb.ops.gaussian_sample(), sampled, lambda rng: (*normal((0, 5), (0, 5))(rng), key_from(rng))),
     Case("straight_through_round, no examples", mb.ops.straight_through_round(), quantised(1), normal((0, 5))),
 ]  # fmt: skip
 
@@ -176,6 +196,7 @@ def drawn(draw) -> Case:
                 Case("scatter_add", mb.ops.scatter_add(axis=axis), lambda x, i, u: x.at[*index, i].add(u), indexed(shape, many, axis, (*before, *many, *after))),
                 Case("scatter", mb.ops.scatter(axis=axis), lambda x, i, u: x.at[*index, i].set(u), indexed(shape, many, axis, (*before, *many, *after))),
                 Case("dropout", mb.ops.dropout(keep_probability=keep, broadcast_axes=tuple(shared)), dropped(keep, *shared), with_key(*shape)),
+                Case("gaussian_sample", mb.ops.gaussian_sample(), sampled, lambda rng: (*normal(shape, shape)(rng), key_from(rng))),
                 Case("round", mb.ops.straight_through_round(step=keep, low=-1), quantised(keep, -1), normal(shape)),
             ]
         )
@@ -235,6 +256,17 @@ MISTAKES: dict = {
         lambda: mb.ops.stochastic_depth(keep_probability=0.9)(1.0, KEY),
         "stochastic_depth: x has shape (); wants at least one axis",
     ),
+    "a log variance of another shape": (
+        lambda: mb.ops.gaussian_sample()(X, X[0], KEY),
+        "gaussian_sample: log_variance has shape (5,); wants (7, 5), as mean",
+    ),
+    "a sample without a key": (lambda: mb.ops.gaussian_sample()(X, X, 0), "gaussian_sample: key is int32[]; wants one key"),
+    "an integer mean": (lambda: mb.ops.gaussian_sample()(INDICES, INDICES, KEY), "gaussian_sample: mean is int32"),
+    "a mean alone": (
+        lambda: GaussianSample().apply({}, (), X),
+        "GaussianSample: got one array; wants a pair (mean, log_variance)",
+    ),
+    "a sampling layer without a key": (lambda: GaussianSample().forward({}, (), (X, X)), "GaussianSample: got no key; wants one"),
     "no step": (
         lambda: mb.ops.straight_through_round(step=0),
         "straight_through_round: step is 0, low -inf, high inf; wants a step above 0, and low ≤ high",

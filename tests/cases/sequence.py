@@ -13,8 +13,9 @@ from jax import lax
 
 import manual_backprop as mb
 from cases.case import Case, Draw, exactly, layer_case, normal
-from manual_backprop.layers import GRU, LSTM, RNN, Apply
+from manual_backprop.layers import GRU, LSTM, RNN, Apply, LastStep, LinearRecurrentUnit
 from manual_backprop.ops.sequence.linear_recurrence import in_rounds
+from manual_backprop.ops.sequence.linear_recurrent_unit import constants, pairs_in_rounds, twice
 
 # ── references ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -89,6 +90,20 @@ def scan_recurrence(axis: int = 0, reverse: bool = False) -> Callable:
     return reference
 
 
+def scan_unit(axis: int = 0, reverse: bool = False) -> Callable:
+    """The linear recurrent unit, of complex numbers."""
+    function = scan_recurrence(axis, reverse)
+
+    def reference(x, nu, theta, *h):
+        complexes = [lax.complex(*jnp.split(v.astype(jnp.promote_types(v.dtype, jnp.float32)), 2, -1)) for v in (x, *h)]
+        nu, theta = (v.astype(complexes[0].real.dtype) for v in (nu, theta))
+        decay, gamma = jnp.exp(-jnp.exp(nu) + 1j * theta), jnp.sqrt(-jnp.expm1(-2 * jnp.exp(nu)))
+        hs = function(gamma * complexes[0], decay, *complexes[1:])
+        return jnp.concatenate([hs.real, hs.imag], -1).astype(x.dtype)
+
+    return reference
+
+
 def of_parts(function: Callable) -> Callable:
     """A function of complex numbers as one of their real and imaginary parts."""
 
@@ -144,6 +159,18 @@ def decays(x: tuple[int, ...], a: tuple[int, ...] | None = None, h: tuple[int, .
     return draw
 
 
+def unit_of(x: tuple[int, ...], axis: int = 0, initial: bool = False) -> Draw:
+    """x, ν such that |λ| is 0.4 … 0.9, θ, and the state before them if there is one."""
+    before = [size for i, size in enumerate(x) if i != axis % len(x)]
+
+    def draw(rng):
+        rest = (rng.standard_normal(before),) if initial else ()
+        d = x[-1] // 2
+        return rng.standard_normal(x), np.log(rng.uniform(0.1, 0.9, d)), rng.uniform(-3, 3, d), *rest
+
+    return draw
+
+
 # ── rows ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 OPS: list[Case] = [
@@ -186,6 +213,31 @@ OPS: list[Case] = [
         scan_recurrence(reverse=True),
         decays((7, 5), h=(5,)),
     ),
+    Case(
+        "linear_recurrent_unit",
+        mb.ops.linear_recurrent_unit(),
+        scan_unit(),
+        unit_of((7, 2, 10)),
+        large=unit_of((4096, 4, 128)),
+    ),
+    Case(
+        "linear_recurrent_unit, batch first, reverse",
+        mb.ops.linear_recurrent_unit(axis=-2, reverse=True),
+        scan_unit(-2, True),
+        unit_of((2, 7, 10), -2),
+    ),
+    Case(
+        "linear_recurrent_unit, initial",
+        mb.ops.linear_recurrent_unit(axis=1, initial=True),
+        scan_unit(1),
+        unit_of((2, 7, 10), 1, True),
+    ),
+    Case(
+        "linear_recurrent_unit, initial, one sequence, reverse",
+        mb.ops.linear_recurrent_unit(initial=True, reverse=True),
+        scan_unit(reverse=True),
+        unit_of((7, 6), 0, True),
+    ),
 ]
 
 LAYERS: list[Case] = [
@@ -198,6 +250,13 @@ LAYERS: list[Case] = [
         lambda p, x: scan_recurrence(-2)(*x),
         lambda rng: decays((2, 7, 5))(rng),
     ),
+    layer_case(
+        "LinearRecurrentUnit",
+        LinearRecurrentUnit(),
+        lambda p, x: scan_unit(-2)(x, p["nu"], p["theta"]),
+        normal((2, 7, 10)),
+    ),
+    layer_case("LastStep", LastStep(), lambda p, x: x[:, -1], normal((2, 7, 5))),
 ]
 
 
@@ -207,9 +266,21 @@ def rotations(rng):
     return *normal((19, 5), (19, 5))(rng), np.cos(angle), np.sin(angle)
 
 
+def units(nu: float) -> Draw:
+    """The same ν for all."""
+    return lambda rng: (rng.standard_normal((7, 2, 10)), np.full(5, nu), rng.uniform(-3, 3, 5))
+
+
 def rounds(reverse: bool) -> Callable:
     """The recurrence in the order for many processors, which no CPU takes."""
     return lambda x, a, h: in_rounds(a, x, h, reverse)
+
+
+def unit_in_rounds(x, nu, theta, h):
+    """The same of a linear recurrent unit."""
+    _, decay, gamma = constants(nu, theta, x.dtype)
+    wide = gamma.dtype
+    return pairs_in_rounds(decay, twice(gamma) * x.astype(wide), h.astype(wide), False).astype(x.dtype)
 
 
 ONE_STEP = normal((1, 2, 5), (1, 2, 5))
@@ -234,6 +305,12 @@ EXTREMES: list[Case] = [
     Case("one step of a recurrence", mb.ops.linear_recurrence(), scan_recurrence(), ONE_STEP),
     Case("a recurrence in rounds", rounds(False), scan_recurrence(), decays((7, 2, 5), h=(2, 5))),
     Case("a recurrence in rounds, reverse", rounds(True), scan_recurrence(reverse=True), decays((7, 5), h=(5,))),
+    Case("a unit that hardly forgets", mb.ops.linear_recurrent_unit(), scan_unit(), units(-20.0)),
+    Case("a unit that forgets at once", mb.ops.linear_recurrent_unit(), scan_unit(), units(6.0)),
+    Case("a unit beyond float32", mb.ops.linear_recurrent_unit(), scan_unit(), units(-120.0)),
+    Case("a unit of no memory", mb.ops.linear_recurrent_unit(), scan_unit(), units(120.0)),
+    Case("one step of a unit", mb.ops.linear_recurrent_unit(), scan_unit(), unit_of((1, 2, 10))),
+    Case("a unit in rounds", unit_in_rounds, scan_unit(), unit_of((7, 2, 10), 0, True)),
     Case("complex rotations", of_parts(mb.ops.linear_recurrence()), of_parts(scan_recurrence()), rotations),
 ]  # fmt: skip
 
@@ -249,13 +326,15 @@ EMPTY: list[Case] = [
     sequence("gru", "gru, no steps", (0, 2, 5)),
     Case("linear_recurrence, no examples", mb.ops.linear_recurrence(), scan_recurrence(), decays((7, 0, 5))),
     Case("linear_recurrence, no steps", mb.ops.linear_recurrence(), scan_recurrence(), decays((0, 2, 5))),
+    Case("linear_recurrent_unit, no examples", mb.ops.linear_recurrent_unit(), scan_unit(), unit_of((7, 0, 10))),
+    Case("linear_recurrent_unit, no steps", mb.ops.linear_recurrent_unit(), scan_unit(), unit_of((0, 2, 10))),
 ]
 
 
 @st.composite
 def drawn(draw) -> Case:
     """Any op of this family, its options and its shapes."""
-    op = draw(st.sampled_from(["rnn", "lstm", "gru", "linear_recurrence"]))
+    op = draw(st.sampled_from(["rnn", "lstm", "gru", "linear_recurrence", "linear_recurrent_unit"]))
     batch = tuple(draw(st.lists(st.integers(1, 3), max_size=2)))
     time, features, hidden = draw(st.integers(1, 35)), draw(st.integers(1, 4)), draw(st.integers(1, 4))
     axis, reverse = draw(st.sampled_from([0, -2])), draw(st.booleans())
@@ -264,6 +343,10 @@ def drawn(draw) -> Case:
         unit = mb.ops.linear_recurrence(axis=axis, reverse=reverse)
         a = tuple(draw(st.sampled_from([1, size])) for size in x)
         return Case(op, unit, scan_recurrence(axis, reverse), decays(x, a))
+    if op == "linear_recurrent_unit":
+        initial, x = draw(st.booleans()), (*x[:-1], 2 * features)
+        op = mb.ops.linear_recurrent_unit(axis=axis, reverse=reverse, initial=initial)
+        return Case(op.name, op, scan_unit(axis, reverse), unit_of(x, axis, initial))
     if draw(st.booleans()):
         unit = getattr(mb.ops, f"{op}_cell")()
         return Case(f"{op}_cell", unit, flax_step(op), recurrent(op, (*batch, features), hidden, None))
@@ -359,6 +442,45 @@ MISTAKES: dict = {
         lambda: mb.ops.linear_recurrence(axis=2)(jnp.ones((7, 5)), jnp.ones((7, 5))),
         "linear_recurrence: axis 2 is out of range",
     ),
+    "linear_recurrent_unit: an odd number": (
+        lambda: mb.ops.linear_recurrent_unit()(jnp.ones((7, 5)), jnp.ones(2), jnp.ones(2)),
+        "linear_recurrent_unit: x has shape (7, 5); wants [time, ..., 2 d], real and imaginary parts",
+    ),
+    "linear_recurrent_unit: nu for each real number": (
+        lambda: mb.ops.linear_recurrent_unit()(jnp.ones((7, 6)), jnp.ones(6), jnp.ones(3)),
+        "linear_recurrent_unit: nu has shape (6,); wants (3,), half the last axis of x (7, 6)",
+    ),
+    "linear_recurrent_unit: time among the features": (
+        lambda: mb.ops.linear_recurrent_unit(axis=-1)(jnp.ones((7, 6)), jnp.ones(3), jnp.ones(3)),
+        "linear_recurrent_unit: axis -1 of x (7, 6) holds the features; wants that of time",
+    ),
+    "linear_recurrent_unit: h with time": (
+        lambda: mb.ops.linear_recurrent_unit(initial=True)(jnp.ones((7, 6)), jnp.ones(3), jnp.ones(3), jnp.ones((7, 6))),
+        "linear_recurrent_unit: h has shape (7, 6); wants (6,), x's without time",
+    ),
+    "linear_recurrent_unit: complex": (
+        lambda: mb.ops.linear_recurrent_unit()(jnp.ones((7, 6), complex), jnp.ones(3), jnp.ones(3)),
+        "linear_recurrent_unit: x is complex64; wants floating point",
+    ),
+    "LinearRecurrentUnit: an odd number": (
+        lambda: LinearRecurrentUnit().init(jax.random.key(0), X),
+        "LinearRecurrentUnit: x has shape (7, 2, 5); wants [..., time, 2 d], an even last axis",
+    ),
+    "LinearRecurrentUnit: a ring inside out": (
+        lambda: LinearRecurrentUnit(smallest=0.9, largest=0.5),
+        "LinearRecurrentUnit: the ring is 0.9 … 0.5; wants 0 ≤ smallest < largest ≤ 1",
+    ),
+    "LastStep: no time": (lambda: LastStep().init(jax.random.key(0), X) and LastStep().apply({}, (), X[0, 0]), "LastStep: x has shape (5,)"),
+    "LSTM: carried backwards": (lambda: LSTM(3, carried=True, reverse=True), "LSTM: reverse starts at the end"),
+    "LSTM: carried to another batch size": (
+        lambda: LSTM(3, carried=True).apply(*LSTM(3, carried=True).init(jax.random.key(0), X), X[:4]),
+        "LSTM: the carried state has shape (7, 3), x (4, 2, 5); wants (4, 3): a state is for one batch size, that of init",
+    ),
+    "GRU: carried, no state": (
+        lambda: GRU(3, carried=True).apply(GRU(3).init(jax.random.key(0), X)[0], (), X),
+        "GRU: got 0 arrays of state; wants 1, as of init",
+    ),
+    "RNN: carried is no bool": (lambda: RNN(3, carried=1), "RNN: carried is 1; wants True or False"),
     "LSTM: no time": (lambda: LSTM(3).init(jax.random.key(0), jnp.ones(5)), "LSTM: x has shape (5,); wants [..., time, in]"),
     "LSTM: no hidden units": (lambda: LSTM(0), "LSTM: hidden is 0; wants a whole number, at least 1"),
     "RNN: integers": (lambda: RNN(3).init(jax.random.key(0), X.astype(int)), "RNN: x is int32"),

@@ -3,6 +3,7 @@
 from manual_backprop.ops.costs.binary_cross_entropy import binary_cross_entropy
 from manual_backprop.ops.costs.cosine_similarity import cosine_similarity
 from manual_backprop.ops.costs.errors import absolute_error, huber, mean_squared_error
+from manual_backprop.ops.costs.gaussian_kl import gaussian_kl
 from manual_backprop.ops.costs.info_nce import info_nce
 from manual_backprop.ops.costs.kl_divergence import kl_divergence
 from manual_backprop.ops.costs.linear_cross_entropy import linear_cross_entropy
@@ -13,6 +14,7 @@ __all__ = [
     "absolute_error",
     "binary_cross_entropy",
     "cosine_similarity",
+    "gaussian_kl",
     "huber",
     "info_nce",
     "kl_divergence",

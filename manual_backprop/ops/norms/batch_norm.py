@@ -66,7 +66,9 @@ def batch_norm(*, eps: float = 1e-5, scale: bool = True, bias: bool = True):
     def backward(residuals, dy):
         x, scale, bias, mean, variance = residuals
         leading, n = tuple(range(x.ndim - 1)), max(count(x), 1)
-        dy, centred, rstd = wide(dy), wide(x) - mean, lax.rsqrt(variance + eps)
+        dy, rstd = wide(dy), lax.rsqrt(variance + eps)
+        # The zero waits for dy: else a CPU computes x - mean with the forward pass, and keeps it, as large as x.
+        centred = wide(x) - (mean + 0 * jnp.sum(dy.reshape(-1, dy.shape[-1])[:1], 0))
         a = rstd if scale is None else scale * rstd
         dbias = jnp.sum(dy, leading)
         dscale = jnp.sum(dy * centred, leading) * rstd
