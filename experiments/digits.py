@@ -88,6 +88,7 @@ def check(config: Config) -> None:
     config.check()
     choose("activation", config.activation, ACTIVATIONS)
     choose("cost", config.cost, COSTS)
+    choose("data", config.data, dict.fromkeys(images.GREY))
     if config.data == "digits" and config.data_dir:
         raise mb.InputError(f"--data-dir {config.data_dir}: --data digits needs no files; name mnist or fashion-mnist")
     if any(size < 1 for size in config.hidden):
@@ -108,7 +109,10 @@ def experiment(config: Config, folder: Path | None, mesh: Mesh, stop: run.Stop, 
     one_hot = config.cost == "squared_error"
     train, held_out = (
         (jnp.asarray(x), jax.nn.one_hot(labels, len(pixels.names)) if one_hot else jnp.asarray(labels))
-        for x, labels in ((pixels.train_x, pixels.train_labels), (pixels.test_x, pixels.test_labels))
+        for x, labels in (
+            (images.vectors(pixels.train_x, pixels.white), pixels.train_labels),
+            (images.vectors(pixels.test_x, pixels.white), pixels.test_labels),
+        )
     )
     data, drawn = placing.fed(train, examples, config.batch_size, mesh)
     held_out = placing.on_devices(held_out, mesh)
@@ -174,11 +178,9 @@ def draw(objective: mb.Objective, params, state, pixels: images.Images, held_out
     shown = jax.tree.map(lambda leaf: leaf[:16], held_out)
     dx, dw = sensitivities(shown)
     titles = [pixels.names[label] for label in pixels.test_labels[:16]]
-    w = np.asarray(params[0][0]["w"])
+    x, w = np.asarray(held_out[0]), np.asarray(params[0][0]["w"])
     pictures.curves(rows, folder / "curves.png")
-    pictures.mistakes(
-        pixels.test_x, pixels.test_labels, np.asarray(opinions), pixels.shape, pixels.names, folder / "mistakes.png"
-    )
+    pictures.mistakes(x, pixels.test_labels, np.asarray(opinions), pixels.shape, pixels.names, folder / "mistakes.png")
     pictures.sensitivities(
         np.asarray(shown[0]), np.asarray(dx), w, np.asarray(dw), pixels.shape, titles, folder / "sensitivities.png"
     )

@@ -214,14 +214,14 @@ def test_gradients_that_are_not_finite_can_be_left_out(tmp_path, capsys, monkeyp
     """One example of many is NaN: the steps that draw it change nothing."""
     from manual_backprop.training import images
 
-    load = images.load
+    vectors = images.vectors
 
-    def spoiled(*args):
-        pixels = load(*args)
-        pixels.train_x[::50] = jnp.nan
-        return pixels
+    def spoiled(x, white):
+        numbers = vectors(x, white)
+        numbers[::50] = jnp.nan
+        return numbers
 
-    monkeypatch.setattr(images, "load", spoiled)
+    monkeypatch.setattr(images, "vectors", spoiled)
     words = ("digits", "--steps", 60, "--batch-size", 8, "--log.every", 5)
     code, _, err = ran(capsys, *words, "--folder", tmp_path / "stops")
     assert code == 1 and "first in the input" in err
