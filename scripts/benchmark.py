@@ -34,7 +34,7 @@ from manual_backprop.testing.timing import Comparison, Program, compare
 from manual_backprop.training.devices import matmul_rate
 
 RATIOS = ("step_time_ratio", "temp_memory_ratio", "trace_ratio", "compile_ratio")
-ROUNDS = {"gpt": 21, "schedules": 21, "ops": 41}  # where a step takes long
+ROUNDS = {"gpt": 21, "schedules": 21, "images": 11, "sequence": 21, "ops": 41}  # where a step takes long
 SECONDS_QUICK = 45  # within which a quick look ends, unless a row takes much longer than the one before
 
 
