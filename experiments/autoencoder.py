@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import manual_backprop as mb
+from manual_backprop.errors import choose
 from manual_backprop.models.autoencoder import (
     autoencoder,
     cross_entropy,
@@ -118,6 +119,7 @@ class Noisy(mb.Layer):
 def check(config: Config) -> None:
     """Raises InputError for a value that no part of the program would catch in time."""
     config.check()
+    choose("data", config.data, dict.fromkeys(images.GREY))
     if config.data == "digits" and config.data_dir:
         raise mb.InputError(f"--data-dir {config.data_dir}: --data digits needs no files; name another, say mnist")
     if any(size < 1 for size in config.hidden):

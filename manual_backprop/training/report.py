@@ -36,6 +36,9 @@ PICTURE = 16 << 20  # bytes
 PICTURES = {
     "sensitivities.png": "Sensitivities: what flows back to the input, ∂C/∂x, and to the weights, ∂C/∂w",
     "mistakes.png": "Mistakes: the examples that it misread and was surest of",
+    "saliency.png": "Saliency: what flows back to the pictures, ∂C/∂x",
+    "filters.png": "Filters: w of the first layer, and what flows back to it, ∂C/∂w",
+    "confusion.png": "Confusion: which class was read as which",
     "curves.png": "Curves, as the run drew them",
 }
 
