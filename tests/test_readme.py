@@ -37,6 +37,15 @@ SHORTER = {
     "python3 scripts/run.py test": ["--collect-only", "-q"],  # it is what runs this
     "python3 scripts/run.py digits --hidden 256 128": ["--steps", "100"],
     "python3 scripts/run.py digits --data mnist --optimizer adam --learning-rate 0.003": ["--help"],  # no network
+    "python3 scripts/run.py images --data cifar10 --model resnet18 --flip --precision bfloat16 --ema 0.999 --steps 20000 "
+    "--batch-size 128": ["--help"],
+    "python3 scripts/run.py images --data folder --data-dir pictures --size 64 --flip": ["--help"],  # no such folder
+    "python3 scripts/run.py sequence --cell rnn --beside RUN RUN RUN": ["--help"],  # no such runs
+    "python3 scripts/run.py sequence --task copy --cell state_space --hidden 64 --steps 4000": ["--steps", "50"],
+    "python3 scripts/run.py sequence --task markov": ["--steps", "50"],
+    "python3 scripts/run.py sequence": ["--steps", "50"],
+    "python3 scripts/run.py images": ["--steps", "50"],
+    "python3 scripts/run.py autoencoder": ["--steps", "500"],
     "pip install -e '.[train]'": None,  # a test of its own, below
 }
 

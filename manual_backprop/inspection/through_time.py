@@ -142,7 +142,8 @@ class _Measured(Layer):
 
     def backward(self, params, residuals, dy):
         dh = backwards(self.layer, params, residuals, dy).h
-        lengths = jnp.linalg.norm(dh, axis=-1)
+        most = jnp.max(jnp.abs(dh), -1)  # before squares, which underflow long before lengths do
+        lengths = most * jnp.linalg.norm(dh / jnp.where(most > 0, most, 1)[..., None], axis=-1)
         _, dx = self.layer.backward(params, residuals, dy)
         return _Lengths(jnp.mean(lengths, tuple(range(1, lengths.ndim)))), dx
 

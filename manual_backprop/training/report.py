@@ -38,6 +38,10 @@ PICTURES = {
     "mistakes.png": "Mistakes: the examples that it misread and was surest of",
     "saliency.png": "Saliency: what flows back to the pictures, ∂C/∂x",
     "filters.png": "Filters: w of the first layer, and what flows back to it, ∂C/∂w",
+    "through_time.png": "Through time: how much the last step's cost depends on the state of every step before it",
+    "beside.png": "Runs beside each other: how far ∂C/∂h reaches back in each",
+    "latent.png": "Latent map: where held-out pictures are, and what the decoder makes of the plane",
+    "reconstructions.png": "Reconstructions: held-out pictures through the latent variables, and pictures drawn",
     "confusion.png": "Confusion: which class was read as which",
     "curves.png": "Curves, as the run drew them",
 }

@@ -94,7 +94,8 @@ def scan_unit(axis: int = 0, reverse: bool = False) -> Callable:
     """The linear recurrent unit, of complex numbers."""
     function = scan_recurrence(axis, reverse)
 
-    def reference(x, nu, theta, *h):
+    def reference(*args):
+        x, nu, theta, *h = map(jnp.asarray, args)
         complexes = [lax.complex(*jnp.split(v.astype(jnp.promote_types(v.dtype, jnp.float32)), 2, -1)) for v in (x, *h)]
         nu, theta = (v.astype(complexes[0].real.dtype) for v in (nu, theta))
         decay, gamma = jnp.exp(-jnp.exp(nu) + 1j * theta), jnp.sqrt(-jnp.expm1(-2 * jnp.exp(nu)))

@@ -53,15 +53,16 @@ def linear_recurrence(*, axis: int = 0, reverse: bool = False, initial: bool = F
     def forward(x, a, h):
         check(x, a, h, axis)
         dtype = jnp.result_type(x, a) if h is None else jnp.result_type(x, a, h)
-        a_, x_ = (time_first(v, x.shape, axis, dtype) for v in (a, x))
+        a_, x_ = (time_first(v, x.ndim, axis, dtype) for v in (a, x))
         hs = recurrence(a_, x_, zero(x_) if h is None else h.astype(x_.dtype), reverse)
         hs = jnp.moveaxis(hs.astype(dtype), 0, axis)
         return hs, Residuals(spec(x), a, h, hs)
 
     def backward(residuals, dy):
         of_x, a, h, hs = residuals
-        a_, hs, dy = (time_first(v, hs.shape, axis, hs.dtype) for v in (a, hs, dy))
-        g = recurrence(before(zero(a_), a_, not reverse), dy, zero(dy), not reverse)
+        a_, hs, dy = (time_first(v, hs.ndim, axis, hs.dtype) for v in (a, hs, dy))
+        shifted = a_ if len(a_) == 1 else before(zero(a_), a_, not reverse)
+        g = recurrence(shifted, dy, zero(dy), not reverse)
         da = g * before(zero(hs) if h is None else h.astype(hs.dtype), hs, reverse)
         da = sum_to(jnp.moveaxis(da, 0, axis), a.shape)
         dx = jnp.moveaxis(g, 0, axis)
@@ -78,19 +79,21 @@ def linear_recurrence(*, axis: int = 0, reverse: bool = False, initial: bool = F
 
 
 def recurrence(a, x, h, reverse: bool) -> jax.Array:
-    """All h, from a and x [time, ...], and h [...] before them, of one dtype."""
+    """All h, from a and x [time, ...], and h [...] before them, of one dtype; a [1, ...] is the same at every step."""
     return lax.platform_dependent(
         a, x, h, cpu=partial(by_steps, reverse=reverse), default=partial(in_rounds, reverse=reverse)
     )
 
 
 def by_steps(a, x, h, reverse: bool) -> jax.Array:
+    same = a[0] if len(a) == 1 else None
+
     def step(h, here):
-        a, x = here
-        h = a * h + x
+        x, a = here
+        h = (same if a is None else a) * h + x
         return h, h
 
-    return lax.scan(step, h, (a, x), reverse=reverse)[1]
+    return lax.scan(step, h, (x, a if same is None else None), reverse=reverse)[1]
 
 
 def in_rounds(a, x, h, reverse: bool) -> jax.Array:
@@ -98,6 +101,7 @@ def in_rounds(a, x, h, reverse: bool) -> jax.Array:
         (a, x), (b, y) = left, right
         return a * b, b * x + y
 
+    a = jnp.broadcast_to(a, (len(x), *a.shape[1:]))
     first = before(h, jnp.zeros_like(x), reverse)  # h beside the first step, zero beside the others
     return lax.associative_scan(then, (a, a * first + x), reverse=reverse)[1]
 
@@ -107,8 +111,9 @@ def zero(x) -> jax.Array:
     return jnp.zeros_like(x, shape=x.shape[1:])
 
 
-def time_first(v, shape: tuple[int, ...], axis: int, dtype) -> jax.Array:
-    return jnp.moveaxis(jnp.broadcast_to(v, shape), axis, 0).astype(wide_dtype(dtype))
+def time_first(v, ndim: int, axis: int, dtype) -> jax.Array:
+    """v [time, ...] of so many axes, each of its size or 1."""
+    return jnp.moveaxis(v.reshape(*[1] * (ndim - v.ndim), *v.shape), axis, 0).astype(wide_dtype(dtype))
 
 
 def like(d, argument) -> jax.Array:
