@@ -290,7 +290,7 @@ def experiment(config: Config, folder: Path | None, mesh: Mesh, stop: run.Stop, 
             if here.rows:
                 draw_pictures(config, objective, first, weights, batches, pixels, moments, z, here.rows, here.folder)
             if here.complete:
-                save_params(here.file("weights.safetensors"), weights[0])
+                save_params(here.file("weights.safetensors"), weights)
                 results = numbers | speed.results()
                 if config.model == "vgg":
                     results |= judge(config, objective.cost, classes, first, last, batches)

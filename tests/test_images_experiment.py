@@ -16,8 +16,10 @@ import manual_backprop as mb
 from experiment import ran
 from experiments import images as experiment
 from experiments.images import Config, in_batches, is_matrix, network, one_of_each, patch, schedule, settled, strides
-from manual_backprop.training import images
+from manual_backprop.layers import Apply
+from manual_backprop.training import augment, images
 from manual_backprop.training.run import Run
+from manual_backprop.training.weights import load_params
 from test_images import archive, made_cifar
 
 PICTURES = {"curves.png", "filters.png", "saliency.png", "confusion.png", "mistakes.png"}
@@ -59,6 +61,18 @@ def test_the_experiment(tmp_path, capsys):
         assert number in table
     assert_pictures(run)
     assert all(f"<h3>{name}: " in (run / "report.html").read_text() for name in ("Saliency", "Filters", "Confusion"))
+    assert accuracy_of(run / "weights.safetensors") == pytest.approx(result["accuracy"])
+
+
+def accuracy_of(file: Path) -> float:
+    """Of what the file holds, weights and running statistics, as somebody else would use it."""
+    pixels = images.load("digits", size=8)
+    moments = augment.moments(pixels.train_x, pixels.white)
+    model = mb.models.convnet.vgg(10, widths=(8, 16), depth=1)
+    objective = mb.Objective(model, Apply(mb.ops.softmax_cross_entropy()))
+    x = augment.standardised(jnp.asarray(pixels.test_x), *moments, pixels.white)
+    params, state = load_params(file, objective.init(KEY, (x, jnp.asarray(pixels.test_labels))))
+    return float(np.mean(model.apply(params[0], state[0], x).argmax(-1) == pixels.test_labels))
 
 
 OTHERS = {
