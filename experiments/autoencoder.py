@@ -57,7 +57,7 @@ class Config(config.Config):
     beta: float = 1.0
     """What the divergence of the latent variables counts; 1 makes the cost a bound of -log p(x)."""
     data: str = "digits"
-    """digits (8×8, no download), mnist, fashion-mnist, cifar10, cifar100, or folder: pictures of one's own."""
+    """digits (8×8, no download), mnist or fashion-mnist."""
     data_dir: Path | None = None
     """Folder with the files; by default they are downloaded and verified."""
     optimizer: str = "adam"

@@ -215,6 +215,21 @@ def test_the_state_keeps_its_dtype_under_another_precision():
     assert y.dtype == jnp.bfloat16 and {leaf.dtype for leaf in after} == {jnp.dtype("float32")}
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [RNN(3, carried=True), LSTM(3, carried=True), GRU(3, carried=True), LinearRecurrentUnit(carried=True)],
+    ids=repr,
+)
+def test_no_steps_leave_the_state_as_it_was(layer):
+    params, state = layer.init(jax.random.key(0), jnp.zeros((3, 5, 4)))
+    state = random_like(state, 1)
+    x = jnp.zeros((3, 0, 4))
+    y, after, residuals = layer.forward(params, state, x)
+    jax.tree.map(np.testing.assert_array_equal, after, state)
+    assert y.shape[:2] == layer.backward(params, residuals, y)[1].shape[:2] == (3, 0)
+    assert through_time(layer, params, x, y, state).h.shape == y.shape
+
+
 def test_without_carried_the_program_is_that_of_the_op():
     x = normal(2, 7, 5)
     layer = LSTM(3)

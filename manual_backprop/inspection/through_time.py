@@ -60,7 +60,8 @@ def backwards(layer: Layer, params, residuals, dy) -> Sensitivities:
     x, dy = (jnp.moveaxis(v, layer.axis, 0) for v in (residuals.x, dy))
     if isinstance(layer, LinearRecurrentUnit):
         _, decay, _ = constants(params["nu"], params["theta"], dy.dtype)
-        return Sensitivities(recurrence(decay.conj(), dy, jnp.zeros_like(dy[0]), not layer.reverse), None)
+        nothing = jnp.zeros_like(dy, shape=dy.shape[1:])
+        return Sensitivities(recurrence(decay.conj(), dy, nothing, not layer.reverse), None)
     cell, gated = _cell(layer), isinstance(layer, LSTM)
     weights = [params[name] for name in cell.arguments if name in params]
 

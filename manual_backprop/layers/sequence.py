@@ -221,7 +221,7 @@ class LinearRecurrentUnit(_Sequence):
 
     def forward(self, params, state, x, key=None):
         y, residuals = self.run(params, self._with_start(state, x))
-        last = y.take(-1, self.axis) if self.carried else ()
+        last = y.take(-1, self.axis) if self.carried and y.shape[self.axis] else state  # of no step: as it was
         return y, self._end(state, last), residuals
 
     def backward(self, params, residuals, dy):
