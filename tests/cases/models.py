@@ -232,7 +232,12 @@ MODELS = [
     layer_case("recurrent, rnn", *recurrent("rnn", depth=2, vocabulary=11), lambda rng: (rng.integers(0, 11, (2, 7)),)),
     layer_case("recurrent, state_space", *recurrent("state_space", depth=2, last=True), normal((2, 7, 5))),
     *(
-        layer_case(f"convnet, {name}", model, trained(flax, to_flax), normal((5, 3, 2, 2)))
+        layer_case(
+            f"convnet, {name}",
+            model,
+            trained(flax, to_flax),
+            normal((3, 5, 3, 2) if name == "convnext" else (5, 3, 2, 2)),
+        )
         for name, (model, flax, to_flax) in CONVNETS.items()
     ),
     layer_case("chain", mb.models.chain(), mlp(jax.nn.sigmoid, jax.nn.sigmoid), normal((7, 1))),
