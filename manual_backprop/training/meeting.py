@@ -109,8 +109,8 @@ def receive(address: tuple[str, int], count: int, mine: dict, wait: float) -> tu
                     line.close()  # it wants something else
                     continue
                 why = _difference(index, mine, hello.get("of", {}))
-                if index in lines and lines[index].ended():
-                    lines.pop(index).close()  # it was started again
+                for gone in [i for i, other in lines.items() if other.ended()]:
+                    lines.pop(gone).close()  # it was started again, or will be
                 if not why and (index in lines or not 0 < index < count):
                     why = f"hosts: two processes have the index {index}; wants each of 0 … {count - 1} once"
                 lines[~count if why else index] = line
